@@ -1,0 +1,71 @@
+# Drawbridge. `make demo` and `make test` do all set-up themselves; `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+# Debian's own Python: the only one that sees python3-nftables, wherever a pyenv stands in PATH.
+SYSTEM_PYTHON := /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+CNI := build/cni/drawbridge
+
+RUN_PACKAGES := python3-venv python3-nftables nftables iproute2 gcc libc6-dev
+TEST_PACKAGES := containerd runc containernetworking-plugins iperf3
+
+CFLAGS := -std=c17 -O2 -static -D_GNU_SOURCE -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wformat=2 -Werror \
+	-D_FORTIFY_SOURCE=2 -fstack-protector-strong
+
+.PHONY: help
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+define install-missing
+	@missing=$$(for p in $(1); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then echo "installing" $$missing; \
+	$(SUDO) apt-get update -qq; \
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing </dev/null >/dev/null; fi
+endef
+
+.PHONY: packages test-packages
+packages:
+	$(call install-missing,$(RUN_PACKAGES))
+
+test-packages:
+	$(call install-missing,$(TEST_PACKAGES))
+
+$(VENV)/.installed: pyproject.toml constraints.txt | packages
+	@echo "making the virtual environment $(VENV)"
+	@$(SYSTEM_PYTHON) -m venv --system-site-packages $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(CNI): cni/shim/drawbridge.c | packages
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -o $@ $<
+
+.PHONY: setup
+setup: packages $(VENV)/.installed $(CNI) ## .venv/bin/drawbridge and build/cni/drawbridge, with all that they need
+
+.PHONY: demo
+demo: setup ## A shop in namespaces of its own: pods, policies, packets, and why one was dropped
+	@$(SUDO) $(BIN)/drawbridge demo
+
+.PHONY: test
+test: setup test-packages ## Every test; root, in network namespaces of its own
+	@$(SUDO) $(BIN)/python -m pytest
+
+.PHONY: lint
+lint: setup ## ruff, mypy strict, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+.PHONY: bench
+bench: setup test-packages ## Figures of docs/performance.md, as ratios in one run
+	@$(SUDO) $(BIN)/python -m tests.bench
+
+.PHONY: clean
+clean: ## Remove what setup made
+	rm -rf $(VENV) build

@@ -1,0 +1,1 @@
+"""The CNI plugin: attaches pods to the node."""

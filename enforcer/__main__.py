@@ -1,0 +1,5 @@
+"""The ``drawbridge`` command."""
+
+
+def main() -> None:
+    """Placeholder until the CLI lands in this session."""

@@ -1,0 +1,1 @@
+"""Values: what the Kubernetes API and the CNI say, decoded, immutable, standard library only."""
