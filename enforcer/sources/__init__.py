@@ -1,1 +1,1 @@
-"""Where objects come from: a directory of manifests. Bodies become values of the model here, and nowhere else."""
+"""Sources of objects: decoded once, compared, and handed on as changes; whatever is refused is named with its reason."""
