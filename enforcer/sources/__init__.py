@@ -1,1 +1,1 @@
-"""Sources of objects: decoded once, compared, and handed on as changes; whatever is refused is named with its reason."""
+"""Sources of objects: decoded once, compared, and handed on as changes; what is refused is named with a reason."""

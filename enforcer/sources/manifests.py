@@ -51,13 +51,13 @@ class _SyntaxError(Exception):
 
 
 def parse(
-    data: bytes, *, name: str, is_json: bool = False, known: Mapping[bytes, tuple[Decoded, ...]] | None = None
+    data: bytes, *, path: str, is_json: bool = False, known: Mapping[bytes, tuple[Decoded, ...]] | None = None
 ) -> list[Document]:
     """Parse and decode a file.
 
     Args:
         data: the file's content, UTF-8.
-        name: the file's name, for policies that must be closed but have no readable name.
+        path: the file's path in reasons; its name is that of a policy which has no readable one but must close.
         is_json: whether the file is one JSON text.
         known: documents by digest that were decoded before, to be taken as they are.
     """
@@ -72,8 +72,8 @@ def parse(
             documents.append(Document(digest, line, tuple(_decode(text, is_json=is_json))))
         except _SyntaxError as error:
             at = line + error.line
-            fallback = name if not documents else f"{name}-{len(documents)}"
-            salvaged = tuple(_salvage(text, name=fallback, reason=f"line {at}: {error.reason}"))
+            name = path.rpartition("/")[2] if not documents else f"{path.rpartition('/')[2]}-{len(documents)}"
+            salvaged = tuple(_salvage(text, name=name, reason=f"{path}:{at}: {error.reason}"))
             documents.append(Document(digest, line, salvaged, (at, error.reason)))
     return documents
 
