@@ -40,6 +40,10 @@ class Tables:
         """Whether a generation was made by this object alone."""
         return generation in self._own
 
+    def all_own_since(self, generation: int) -> bool:
+        """Whether every generation after ``generation`` was made by this object alone."""
+        return all(later in self._own for later in range(generation + 1, self.generation() + 1))
+
     def generation(self) -> int:
         """The present generation of the ruleset, whoever made it."""
         return self._elements.generation()
@@ -116,17 +120,17 @@ class Tables:
             return []
         return [line.strip() for line in lines if line.startswith("\t\t")]
 
-    def contains(self, name: str, key: str) -> bool:
-        """Whether a set of the policy table holds a key, given as nft prints it."""
-        return bool(self._list(f"get element {Table.POLICY} {name} {{ {key} }}"))
+    def element(self, name: str, key: str) -> str | None:
+        """The element of a set or map of the policy table that holds a key, as nft prints it; None if none does.
 
-    def goto(self, name: str, key: str) -> str | None:
-        """The chain that a verdict map of the policy table sends a key to; None if it does not hold the key."""
-        for entry in self._list(f"get element {Table.POLICY} {name} {{ {key} }}"):
-            if "map" in entry:
-                _, verdict = entry["map"]["elem"][0]
-                return str(verdict["goto"]["target"])
-        return None
+        ``key`` is worded as nft prints it, too.
+        """
+        try:
+            # nft prints this as text even where JSON is asked for.
+            listing = self._command(f"get element {Table.POLICY} {name} {{ {key} }}")
+        except NftError:
+            return None
+        return listing.partition("elements = {")[2].partition("}")[0].strip()
 
     def _run(self, commands: str) -> None:
         before = self.generation()

@@ -73,7 +73,7 @@ class Pod:
     """A pod as its object says.
 
     ``node`` is ``spec.nodeName`` (None while unscheduled or, in a manifest, for "this node").
-    ``addresses`` are ``status.podIPs``. ``completed`` is phase Succeeded or Failed: its addresses are no longer its own.
+    ``addresses`` are ``status.podIPs``. ``completed`` is phase Succeeded or Failed: its addresses are free.
     """
 
     namespace: str

@@ -18,7 +18,7 @@ from enforcer.policy.sets import PodSelection
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """The first packet of a flow. ``protocol`` is the IP protocol number, ``port`` the destination port if it has one."""
+    """A flow's first packet of a flow. ``protocol`` is the IP protocol number, ``port`` its destination port, if any."""
 
     source: Address
     destination: Address

@@ -150,7 +150,7 @@ PLAIN = Element()
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """Where a base chain of type filter is attached; ``priority`` is as nft prints it, ``number`` what it stands for."""
+    """Where a (filter) base chain is attached; ``priority`` is as nft prints it, ``number`` what it stands for."""
 
     name: str
     priority: str

@@ -161,7 +161,8 @@ def base_chains(*, pod_to_own_node: bool) -> Iterator[Chain]:
     """
     established = "ct state established,related accept"
     # Neighbour discovery and router messages are of the link, not of a flow that policy could mean (RFC 4861).
-    discovery = "icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect } accept"
+    types = "nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect"
+    discovery = f"icmpv6 type {{ {types} }} accept"
     first = (established, discovery)
 
     def of_families(line: str) -> tuple[str, ...]:

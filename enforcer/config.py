@@ -1,0 +1,48 @@
+"""The agent's configuration file: YAML, typed, every key optional. All of it can be left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the text names the file, the key and what is wanted."""
+
+
+class Config(msgspec.Struct, rename="camel", frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a node's operator decides.
+
+    Attributes:
+        unknown_pods: what a pod may do that was attached but whose object is not known.
+        unknown_pod_wait_seconds: how long a CNI ADD waits for the object of its pod.
+        pod_to_own_node: whether a pod's traffic to its own node follows its egress policy, or always passes.
+        bridge_netfilter: whether to set net.bridge.bridge-nf-call-ip(6)tables to 0, or leave them alone.
+        metrics_address: ``host:port`` of /metrics, /livez and /readyz; empty for none.
+        log_format: ``json``, ``console``, or ``auto``: console on a terminal.
+        log_level: the least severe level that is logged; ``debug`` adds elements.
+    """
+
+    unknown_pods: Literal["deny", "allow"] = "deny"
+    unknown_pod_wait_seconds: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.5
+    pod_to_own_node: Literal["policy", "allow"] = "policy"
+    bridge_netfilter: Literal["disable", "leave"] = "disable"
+    metrics_address: str = ""
+    log_format: Literal["auto", "json", "console"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def load(path: Path | None) -> Config:
+    """Read a configuration file; None is all defaults.
+
+    Raises:
+        ConfigError: the file cannot be read, or says something that is not understood.
+    """
+    if path is None:
+        return Config()
+    try:
+        return msgspec.yaml.decode(path.read_bytes() or b"{}", type=Config)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ConfigError(f"{path}: {error}") from error

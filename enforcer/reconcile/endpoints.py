@@ -1,0 +1,138 @@
+"""Pods and attachments put together: which addresses are whose.
+
+The addresses of a pod of this node are those of its attachments, since a CNI ADD knows them before any status does; of
+another node's pod those of its status. An address that is attached here belongs to its attachment, whatever a status
+still claims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from enforcer.model.addresses import Address
+from enforcer.model.objects import Attachment, Pod
+from enforcer.policy.endpoints import Endpoint, Standing
+
+UNKNOWN_SUFFIX = " (unknown)"
+"""Marks the endpoint of a pod whose object is not known, or is of an earlier pod of that name."""
+
+
+class Endpoints:
+    """Tells ``emit`` of each endpoint that may have changed: its key, and its value or None."""
+
+    def __init__(
+        self, node: str, emit: Callable[[str, Endpoint | None], None], *, unknown: Standing = Standing.UNKNOWN
+    ) -> None:
+        self._node = node
+        self._emit = emit
+        self._unknown = unknown
+        self._pods: dict[str, Pod] = {}
+        self._attachments: dict[str, Attachment] = {}
+        self._of_pod: dict[str, dict[str, Attachment]] = {}
+        self._attached: dict[Address, str] = {}
+        self._claims: dict[Address, tuple[str, ...]] = {}
+
+    @property
+    def attachments(self) -> list[Attachment]:
+        """The attachments of this node."""
+        return list(self._attachments.values())
+
+    @property
+    def pods(self) -> int:
+        """How many pods are known, of every node."""
+        return len(self._pods)
+
+    def is_local(self, pod: Pod) -> bool:
+        """Whether a pod is of this node: attached here, bound to it, or (in a manifest) to none."""
+        return pod.node in {None, self._node} or pod.key in self._of_pod
+
+    def known(self, attachment: Attachment) -> bool:
+        """Whether an attachment's pod is known, so that its policies apply."""
+        pod = self._pods.get(attachment.pod or "")
+        return pod is not None and not pod.completed and _same(pod, attachment)
+
+    def set_pod(self, key: str, pod: Pod | None) -> None:
+        """Put or remove (None) a pod's object."""
+        before = self._pods.get(key)
+        if pod == before:
+            return
+        for address in before.addresses if before else ():
+            left = tuple(claim for claim in self._claims[address] if claim != key)
+            if left:
+                self._claims[address] = left
+            else:
+                del self._claims[address]
+        if pod is None:
+            del self._pods[key]
+        else:
+            self._pods[key] = pod
+            for address in dict.fromkeys(pod.addresses):
+                self._claims[address] = (*self._claims.get(address, ()), key)
+        self._refresh(key)
+
+    def attach(self, attachment: Attachment) -> None:
+        """Put an attachment."""
+        self._attachments[attachment.key] = attachment
+        if attachment.pod is not None:
+            self._of_pod.setdefault(attachment.pod, {})[attachment.key] = attachment
+        for address in attachment.addresses:
+            self._attached[address] = attachment.key
+        self._refresh_around(attachment)
+
+    def detach(self, key: str) -> Attachment | None:
+        """Remove an attachment, if it is there, and return it."""
+        attachment = self._attachments.pop(key, None)
+        if attachment is None:
+            return None
+        if attachment.pod is not None:
+            of_pod = self._of_pod[attachment.pod]
+            del of_pod[key]
+            if not of_pod:
+                del self._of_pod[attachment.pod]
+        for address in attachment.addresses:
+            if self._attached.get(address) == key:
+                del self._attached[address]
+        self._refresh_around(attachment)
+        return attachment
+
+    def _refresh_around(self, attachment: Attachment) -> None:
+        if attachment.pod is not None:
+            self._refresh(attachment.pod)
+        else:
+            present = attachment.key in self._attachments
+            self._emit(attachment.key, self._guest(attachment) if present else None)
+        for claimant in {c for address in attachment.addresses for c in self._claims.get(address, ())}:
+            if claimant != attachment.pod:
+                self._refresh(claimant)
+
+    def _refresh(self, key: str) -> None:
+        pod = self._pods.get(key)
+        attachments = list(self._of_pod.get(key, {}).values())
+        trusted = [a for a in attachments if pod is not None and not pod.completed and _same(pod, a)]
+        doubtful = [a for a in attachments if a not in trusted]
+        self._emit(key, self._known(pod, trusted) if pod is not None else None)
+        self._emit(key + UNKNOWN_SUFFIX, self._doubtful(key, doubtful) if doubtful else None)
+
+    def _known(self, pod: Pod, attachments: list[Attachment]) -> Endpoint | None:
+        if pod.completed or pod.host_network:
+            return None
+        if attachments:
+            addresses = tuple(address for attachment in attachments for address in attachment.addresses)
+        else:
+            addresses = tuple(dict.fromkeys(a for a in pod.addresses if a not in self._attached))
+        if not addresses:
+            return None
+        return Endpoint(pod.key, pod.namespace, addresses, local=self.is_local(pod), labels=pod.labels, ports=pod.ports)
+
+    def _doubtful(self, key: str, attachments: list[Attachment]) -> Endpoint:
+        addresses = tuple(address for attachment in attachments for address in attachment.addresses)
+        namespace = key.partition("/")[0]
+        return Endpoint(key + UNKNOWN_SUFFIX, namespace, addresses, local=True, standing=self._unknown)
+
+    def _guest(self, attachment: Attachment) -> Endpoint:
+        return Endpoint(attachment.key, "", attachment.addresses, local=True, standing=Standing.GUEST)
+
+
+def _same(pod: Pod, attachment: Attachment) -> bool:
+    """Whether an attachment was made for this very pod, and not for an earlier or later one of its name."""
+    return not pod.uid or not attachment.uid or pod.uid == attachment.uid

@@ -1,0 +1,396 @@
+"""The owner of the state: takes events off a queue, and keeps the kernel's tables equal to what they add up to.
+
+Other threads only ever put events; everything behind the queue is touched by the owner's thread alone. The first event
+is worked off at once, and what arrives while a transaction runs goes into the next one together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import structlog
+
+from enforcer.kernel.nftables import NftError, Tables
+from enforcer.model.changes import Change, Rejection
+from enforcer.model.objects import Attachment, Namespace, NetworkPolicy, Node, Object, Pod
+from enforcer.policy.endpoints import Standing
+from enforcer.policy.index import PolicyIndex
+from enforcer.policy.resolve import Cluster
+from enforcer.reconcile.endpoints import Endpoints
+from enforcer.ruleset.ruleset import Ruleset
+from enforcer.translate.translator import Translator
+
+T = TypeVar("T")
+
+_COMMIT_SECONDS = 10.0
+_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.2, 10.0
+
+log = structlog.get_logger()
+
+
+class NotReadyError(Exception):
+    """The kernel could not be brought to hold something in time; the text says what to look at."""
+
+
+class Observer(Protocol):
+    """What hears of each transaction; ``observe.metrics`` is the one that matters."""
+
+    def committed(self, *, whole: bool, seconds: float, elements: int) -> None:
+        """A transaction stands."""
+
+    def failed(self) -> None:
+        """A transaction was refused."""
+
+    def repaired(self) -> None:
+        """Another process had changed our tables."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a node's operator decides. ``unknown_pod_wait`` is in seconds."""
+
+    node: str
+    unknown_pods_allowed: bool = False
+    unknown_pod_wait: float = 0.5
+    pod_to_own_node: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The state of the loop, for status and health."""
+
+    synced: bool
+    failure: str | None
+    local_pods: int
+    cluster_pods: int
+    policies: int
+    attachments: int
+    rejections: tuple[Rejection, ...]
+
+
+class Reconciler:
+    """The loop and its thread-safe doors.
+
+    ``start`` runs it in a thread of its own. Nothing is committed before ``synced`` has been called once; the first
+    commit replaces whatever an earlier agent left.
+    """
+
+    def __init__(self, tables: Tables, settings: Settings, observer: Observer) -> None:
+        self._tables = tables
+        self._settings = settings
+        self._observer = observer
+        self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="reconciler")
+        # Everything below belongs to that thread.
+        self._ruleset = Ruleset()
+        self._translator = Translator(self._ruleset, pod_to_own_node=settings.pod_to_own_node)
+        self._index = PolicyIndex(self._translator)
+        unknown = Standing.GUEST if settings.unknown_pods_allowed else Standing.UNKNOWN
+        self._endpoints = Endpoints(settings.node, self._index.set_endpoint, unknown=unknown)
+        self._nodes: dict[str, Node] = {}
+        self._policies: dict[str, NetworkPolicy] = {}
+        self._refused: dict[str, Rejection] = {}
+        self._changed_policies: set[str] = set()
+        self._synced = False
+        self._whole = True
+        self._failure: str | None = None
+        self._retry_seconds = _FIRST_RETRY_SECONDS
+        self._accounted = 0
+        self._after_commit: list[Callable[[], None]] = []
+        self._awaited: dict[str, tuple[Attachment, Future[None]]] = {}
+
+    # Doors: any thread
+
+    def start(self) -> None:
+        """Start the loop."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the loop after the events that were put before; the kernel's tables stay."""
+        self._events.put(None)
+        self._thread.join()
+
+    def alive(self) -> bool:
+        """Whether the loop runs."""
+        return self._thread.is_alive()
+
+    def changes(self, changes: Sequence[Change]) -> None:
+        """Take in the present state of objects."""
+        self._events.put(lambda: self._take(changes))
+
+    def synced(self) -> None:
+        """Say that all the source holds has been handed to ``changes`` once."""
+        self._events.put(self._begin)
+
+    def attach(self, attachment: Attachment) -> None:
+        """Return when the kernel holds the policy of a new attachment.
+
+        If its pod is not known it is closed, and is waited for a bounded time.
+
+        Raises:
+            NotReadyError: the kernel does not hold it.
+        """
+        known: Future[None] = Future()
+        committed = self._submit(lambda: self._attach(attachment, known))
+        self._wait(committed, f"attach {attachment.pod or attachment.key}")
+        try:
+            known.result(self._settings.unknown_pod_wait)
+        except FutureTimeout:
+            log.warning(
+                "pod unknown",
+                pod=attachment.pod,
+                standing="allowed" if self._settings.unknown_pods_allowed else "closed until its object is known",
+            )
+            self._events.put(lambda: self._forget(attachment.key))
+
+    def restore(self, attachments: Sequence[Attachment]) -> None:
+        """Take in attachments that an earlier agent made, before the first commit."""
+        for attachment in attachments:
+            self._events.put(functools.partial(self._put_attachment, attachment))
+
+    def detach(self, key: str) -> None:
+        """Return when the kernel holds nothing of an attachment.
+
+        Raises:
+            NotReadyError: the kernel may still hold some of it.
+        """
+        if self.call(lambda: self._synced):
+            self._wait(self._submit(lambda: self._detach(key)), f"detach {key}")
+        else:
+            # The first commit will hold nothing of it.
+            self._events.put(lambda: self._detach(key))
+
+    def touched(self, generation: int | None) -> None:
+        """Take in that a commit touched our tables (None: that one may have)."""
+        self._events.put(lambda: self._judge(generation))
+
+    def barrier(self, seconds: float) -> bool:
+        """Wait until the kernel holds all that was put before; False if it does not within ``seconds``."""
+        try:
+            self._submit(lambda: None).result(seconds)
+        except (FutureTimeout, NotReadyError):
+            return False
+        return True
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run a function on the owner's thread, between transactions, and return its result."""
+        answer: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(function())
+            except Exception as error:  # noqa: BLE001 - it belongs to the caller
+                answer.set_exception(error)
+
+        self._events.put(run)
+        return answer.result(_COMMIT_SECONDS)
+
+    # To be called on the owner's thread, through ``call``
+
+    @property
+    def cluster(self) -> Cluster:
+        """The policy model."""
+        return self._index.cluster
+
+    @property
+    def tables(self) -> Tables:
+        """The kernel's tables."""
+        return self._tables
+
+    @property
+    def attachments(self) -> list[Attachment]:
+        """The attachments of this node."""
+        return self._endpoints.attachments
+
+    @property
+    def nodes(self) -> dict[str, Node]:
+        """The nodes."""
+        return self._nodes
+
+    def selected(self, policy: str) -> int:
+        """How many of this node's pods a policy selects."""
+        return self._index.selected(policy)
+
+    def state(self) -> State:
+        """The state of the loop."""
+        rejected = [
+            Rejection("NetworkPolicy", policy.namespace, policy.name, policy.rejected)
+            for policy in self._policies.values()
+            if policy.rejected is not None
+        ]
+        return State(
+            synced=self._synced and not self._whole,
+            failure=self._failure,
+            local_pods=sum(e.local and e.standing is Standing.POD for e in self.cluster.endpoints.values()),
+            cluster_pods=self._endpoints.pods,
+            policies=len(self._policies),
+            attachments=len(self._endpoints.attachments),
+            rejections=(*rejected, *self._refused.values()),
+        )
+
+    # The loop
+
+    def _run(self) -> None:
+        while True:
+            try:
+                event = self._events.get(timeout=self._retry_seconds if self._failure else None)
+            except queue.Empty:
+                self._commit()
+                continue
+            while event is not None:
+                event()
+                try:
+                    event = self._events.get_nowait()
+                except queue.Empty:
+                    break
+            self._commit()
+            if event is None:
+                return
+
+    def _take(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            self._take_object(change.kind, change.key, change.object)
+
+    def _take_object(self, kind: type[Object], key: str, value: Object | None) -> None:
+        if kind is Pod:
+            self._endpoints.set_pod(key, _as(Pod, value))
+        elif kind is NetworkPolicy:
+            policy = _as(NetworkPolicy, value)
+            self._refused.pop(key, None)
+            self._changed_policies.add(key)
+            self._index.set_policy(key, policy)
+            _put(self._policies, key, policy)
+        elif kind is Namespace:
+            namespace = _as(Namespace, value)
+            self._index.set_namespace(key, namespace.labels if namespace else None)
+        else:
+            _put(self._nodes, key, _as(Node, value))
+
+    def _begin(self) -> None:
+        self._synced = True
+
+    def _attach(self, attachment: Attachment, known: Future[None]) -> None:
+        self._put_attachment(attachment)
+        self._awaited[attachment.key] = (attachment, known)
+
+    def _put_attachment(self, attachment: Attachment) -> None:
+        self._detach(attachment.key)
+        self._endpoints.attach(attachment)
+        self._translator.attached(attachment)
+
+    def _detach(self, key: str) -> None:
+        self._forget(key)
+        attachment = self._endpoints.detach(key)
+        if attachment is not None:
+            self._translator.detached(attachment)
+
+    def _forget(self, key: str) -> None:
+        self._awaited.pop(key, None)
+
+    def _judge(self, generation: int | None) -> None:
+        if generation is not None and self._tables.is_own(generation):
+            return
+        if generation is None and self._tables.all_own_since(self._accounted):
+            return
+        log.warning("another process changed our nftables tables; they are put back", generation=generation)
+        self._observer.repaired()
+        self._whole = True
+
+    def _submit(self, event: Callable[[], None]) -> Future[None]:
+        """Put an event; the future has its result when the kernel holds what the event changed."""
+        committed: Future[None] = Future()
+
+        def run() -> None:
+            event()
+            self._after_commit.append(lambda: committed.set_result(None))
+
+        self._events.put(run)
+        return committed
+
+    def _wait(self, committed: Future[None], what: str) -> None:
+        try:
+            committed.result(_COMMIT_SECONDS)
+        except FutureTimeout:
+            reason = self._failure or "the source has not been read yet"
+            raise NotReadyError(f"{what}: the kernel did not take it up in {_COMMIT_SECONDS:.0f} s: {reason}") from None
+
+    def _commit(self) -> None:
+        if not self._synced:
+            return
+        try:
+            self._transact()
+        except NftError as error:
+            self._recover(error)
+        if self._failure is not None:
+            return
+        self._changed_policies.clear()
+        for done in self._after_commit:
+            done()
+        self._after_commit.clear()
+        for key, (attachment, known) in list(self._awaited.items()):
+            if attachment.pod is None or self._endpoints.known(attachment):
+                known.set_result(None)
+                del self._awaited[key]
+
+    def _transact(self) -> None:
+        started = time.perf_counter()
+        transaction = self._ruleset.take()
+        whole = self._whole
+        if whole:
+            self._tables.replace(self._ruleset)
+        elif transaction:
+            self._tables.commit(transaction)
+        else:
+            return
+        seconds = time.perf_counter() - started
+        counts = transaction.counts
+        self._whole = False
+        self._failure = None
+        self._retry_seconds = _FIRST_RETRY_SECONDS
+        self._accounted = self._tables.generation()
+        self._observer.committed(whole=whole, seconds=seconds, elements=counts["added"] + counts["removed"])
+        log.info("transaction", whole=whole, **counts, ms=round(seconds * 1e3, 3))
+
+    def _recover(self, error: NftError) -> None:
+        """A refused transaction: render everything; if that is refused too, close what the last changes select."""
+        self._observer.failed()
+        self._whole = True
+        log.error("transaction refused; rendering everything", error=str(error))
+        try:
+            self._transact()
+            return
+        except NftError as again:
+            error = again
+        for key in self._changed_policies & self._policies.keys():
+            policy = dataclasses.replace(self._policies[key], rejected=f"the kernel refused it: {error}")
+            self._index.set_policy(key, policy)
+            self._refused[key] = Rejection("NetworkPolicy", policy.namespace, policy.name, policy.rejected or "")
+        try:
+            self._transact()
+        except NftError as last:
+            self._observer.failed()
+            self._failure = str(last)
+            self._retry_seconds = min(self._retry_seconds * 2, _LAST_RETRY_SECONDS)
+            log.error("whole render refused; the last state stands", error=str(last), retry=self._retry_seconds)
+
+
+def _as(kind: type[T], value: object) -> T | None:
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
+
+
+def _put(objects: dict[str, T], key: str, value: T | None) -> None:
+    if value is None:
+        objects.pop(key, None)
+    else:
+        objects[key] = value
