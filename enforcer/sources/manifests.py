@@ -101,7 +101,7 @@ def _decode(text: bytes, *, is_json: bool) -> Iterator[Decoded]:
         else:
             return
     try:
-        for body in _Reader(text.decode()).documents():
+        for body in read_yaml(text.decode()):
             # A document of comments is no object, and no mistake.
             if body is not None:
                 yield from decode(body)
@@ -170,6 +170,15 @@ def _number(text: str) -> object:
     return text if value is None or value in {float("inf"), float("-inf")} else value
 
 
+def read_yaml(text: str) -> list[object]:
+    """The documents of a text of YAML as dictionaries, lists and scalars; the keys of mappings are text as written.
+
+    Raises:
+        yaml.YAMLError: the text is no YAML, repeats a key, is nested past 100 levels, or grows by aliases.
+    """
+    return list(_Reader(text).documents())
+
+
 class _Reader(CParser):
     """libyaml's parser and a constructor of plain values.
 
@@ -184,7 +193,7 @@ class _Reader(CParser):
         self._left = len(text) + _MAX_ALIASED
 
     def documents(self) -> Iterator[object]:
-        """The documents of the text, which are dictionaries, lists and scalars; keys are text as written."""
+        """The documents of the text, one at a time."""
         while self.check_node():
             node = self.get_node()
             if node is not None:

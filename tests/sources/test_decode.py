@@ -258,7 +258,13 @@ WORDS = [
     "10.0.0.1", "::1", "http", "Always", "Failed",
 ]  # fmt: skip
 
-scalars = st.none() | st.booleans() | st.integers(-1, 70000) | st.floats(allow_nan=False) | st.sampled_from(WORDS)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-1, 70000)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(WORDS)
+)
 json_like = st.recursive(
     scalars | st.text(max_size=4),
     lambda inner: (

@@ -147,8 +147,8 @@ def test_every_error_of_a_policy_is_in_its_reason() -> None:
     )
 
 
-BAD_INGRESS = {"ingress": [{"from": [{}]}]}
-WRONG_TYPE = {"ingress": [{"from": 1}]}
+BAD_INGRESS: dict[str, Any] = {"ingress": [{"from": [{}]}]}
+WRONG_TYPE: dict[str, Any] = {"ingress": [{"from": 1}]}
 
 
 @pytest.mark.parametrize("broken", [BAD_INGRESS, WRONG_TYPE], ids=["bad value", "wrong type"])
