@@ -109,7 +109,11 @@ def _decode(text: bytes, *, is_json: bool) -> Iterator[Decoded]:
         raise _SyntaxError(text.count(b"\n", 0, error.start), "is not UTF-8") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise _SyntaxError(mark.line if mark else 0, error.problem or error.context or "is no YAML") from None
+        # What is missing at the end is missed where the next document begins.
+        last = text.rstrip(b"\n").count(b"\n")
+        raise _SyntaxError(
+            min(mark.line, last) if mark else 0, error.problem or error.context or "is no YAML"
+        ) from None
     except yaml.reader.ReaderError as error:
         before = text.decode()[: error.position] if isinstance(error.position, int) else ""
         raise _SyntaxError(before.count("\n"), error.reason) from None
