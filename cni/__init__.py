@@ -6,7 +6,7 @@ the pod's policy, and only then raises the link (``operations``).
 
 How the agent composes it, in this order::
 
-    store = Store(run_dir / "state.db")              # cni.ipam; StateError when another agent holds it
+    store = Store(run_dir / "state.db")              # cni.ipam
     node = Node(bridge_netfilter="disable")          # cni.node; or "leave"
     operations = Operations(store=store, node=node, enforcer=enforcer)       # cni.operations
     attachments = operations.start(pod_cidrs)        # bridge, sysctls, routes; rolls back what a killed agent left
@@ -22,6 +22,5 @@ How the agent composes it, in this order::
 
 ``enforcer`` is anything with ``attach(attachment)``, ``detach(key)`` and ``ready()``: see ``cni.operations.Enforcer``.
 ``attach`` may raise ``cni.operations.EnforcerUnavailable``; they are called from many threads at once.
-``operations.start`` and ``set_pod_cidrs`` return and log what they changed of the node's settings. ``cni.node.remove_all()``
-is for ``drawbridge uninstall``; ``cni.node.bridge_netfilter_enabled()`` tells whether someone has set it back.
+What is changed of the node's settings is logged. ``cni.node.remove_all()`` is for ``drawbridge uninstall``.
 """

@@ -1,5 +1,12 @@
 """The ``drawbridge`` command."""
 
+from enforcer.cli import cli
+
 
 def main() -> None:
-    """Placeholder until the CLI lands in this session."""
+    """Run the command line."""
+    cli(prog_name="drawbridge")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""A pod's link: a veth pair whose node side is an isolated port of the bridge.
+
+Nothing has to be learned, asked for or waited for: forwarding entry, neighbours and routes are permanent, and the node
+side stays down until the pod's policy is in the kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from cni import netlink, netns
+from cni.netlink import Flag, Message, Netlink, NetlinkError, Rtm
+from cni.node import BRIDGE_MAC, PORT_PREFIX, ROUTE_PROTOCOL, Node, no_link_local
+from enforcer.model.addresses import Address, Family, family_of
+from enforcer.model.objects import Attachment
+
+_NEW = Flag.CREATE | Flag.EXCL
+_GONE = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL}
+
+
+def port_name(container_id: str, ifname: str) -> str:
+    """The node side's name: what the guard knows as a pod's port, and 44 bits of the attachment's identity."""
+    return PORT_PREFIX + hashlib.sha256(f"{container_id}/{ifname}".encode()).hexdigest()[:11]
+
+
+def random_mac(container_id: str, ifname: str) -> bytes:
+    """A locally administered unicast hardware address for an attachment."""
+    return b"\x0a" + hashlib.sha256(f"mac {container_id}/{ifname}".encode()).digest()[:5]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Where a link is made: the pod's namespace and the thread's own, as descriptors."""
+
+    node: Node
+    pod_netns: int
+    own_netns: int
+
+    def make(self, attachment: Attachment, gateways: Mapping[Family, Address]) -> None:
+        """Make both sides; the node side stays down.
+
+        Raises:
+            NetlinkError: a step was refused; what was made before stays, for ``remove``.
+            OSError: the pod's namespace cannot be entered.
+        """
+        with Netlink() as nl:
+            nl.run(Message(f"make veth {attachment.port}", Rtm.NEWLINK, _NEW, self._veth(attachment)))
+            port_index = socket.if_nametoindex(attachment.port)
+            nl.run(*self._port(attachment, port_index))
+        with netns.visit(self.pod_netns, home=self.own_netns):
+            index = socket.if_nametoindex(attachment.ifname)
+            netns.write_sysctl(f"net/ipv6/conf/{attachment.ifname}/accept_ra", "0")
+            with Netlink() as nl:
+                nl.run(*_pod_side(attachment, gateways, index))
+
+    def _veth(self, attachment: Attachment) -> bytes:
+        peer = netlink.link(
+            netlink.text(netlink.Ifla.IFNAME, attachment.ifname),
+            netlink.attribute(netlink.Ifla.ADDRESS, attachment.mac),
+            netlink.u32(netlink.Ifla.MTU, self.node.mtu),
+            netlink.u32(netlink.Ifla.NET_NS_FD, self.pod_netns),
+            no_link_local(),
+        )
+        pair = netlink.nested(netlink.Info.DATA, netlink.attribute(netlink.VETH_INFO_PEER, peer))
+        return netlink.link(
+            netlink.text(netlink.Ifla.IFNAME, attachment.port),
+            netlink.u32(netlink.Ifla.MTU, self.node.mtu),
+            netlink.u32(netlink.Ifla.MASTER, self.node.bridge_index),
+            netlink.nested(netlink.Ifla.LINKINFO, netlink.text(netlink.Info.KIND, "veth"), pair),
+            no_link_local(),
+        )
+
+    def _port(self, attachment: Attachment, index: int) -> list[Message]:
+        port = netlink.Port
+        settings = netlink.nested(
+            netlink.Info.SLAVE_DATA,
+            netlink.u8(port.ISOLATED, 1),
+            *(netlink.u8(off, 0) for off in (port.LEARNING, port.UNICAST_FLOOD, port.MCAST_FLOOD, port.BCAST_FLOOD)),
+        )
+        info = netlink.nested(netlink.Ifla.LINKINFO, netlink.text(netlink.Info.SLAVE_KIND, "bridge"), settings)
+        forwarding = netlink.forwarding_entry(attachment.mac, index=index)
+        bridge = self.node.bridge_index
+        messages = [
+            Message(f"isolate port {attachment.port}", Rtm.NEWLINK, Flag(0), netlink.link(info, index=index)),
+            Message("forwarding entry", Rtm.NEWNEIGH, Flag.CREATE | Flag.REPLACE, forwarding),
+        ]
+        for address in attachment.addresses:
+            route = netlink.Route(address, len(address) * 8, ROUTE_PROTOCOL, index=bridge)
+            neighbour = netlink.neighbour(address, attachment.mac, index=bridge)
+            messages += [
+                Message("neighbour of the pod", Rtm.NEWNEIGH, Flag.CREATE | Flag.REPLACE, neighbour),
+                Message("route to the pod", Rtm.NEWROUTE, Flag.CREATE | Flag.REPLACE, route.payload()),
+            ]
+        return messages
+
+
+def _pod_side(attachment: Attachment, gateways: Mapping[Family, Address], index: int) -> list[Message]:
+    up = netlink.link(index=index, up=True)
+    messages = [
+        Message("raise lo", Rtm.NEWLINK, Flag(0), netlink.link(index=1, up=True)),
+        *(
+            Message("address of the pod", Rtm.NEWADDR, _NEW, netlink.address(address, index=index))
+            for address in attachment.addresses
+        ),
+        Message(f"raise {attachment.ifname} in the pod", Rtm.NEWLINK, Flag(0), up),
+    ]
+    for family in {family_of(address) for address in attachment.addresses} & gateways.keys():
+        gateway = gateways[family]
+        width = family.bits // 8
+        to_gateway = netlink.Route(gateway, family.bits, ROUTE_PROTOCOL, index=index)
+        default = netlink.Route(bytes(width), 0, ROUTE_PROTOCOL, index=index, gateway=gateway)
+        messages += [
+            Message(
+                "neighbour of the gateway",
+                Rtm.NEWNEIGH,
+                Flag.CREATE | Flag.REPLACE,
+                netlink.neighbour(gateway, BRIDGE_MAC, index=index),
+            ),
+            Message("route to the gateway", Rtm.NEWROUTE, _NEW, to_gateway.payload()),
+            Message("default route of the pod", Rtm.NEWROUTE, _NEW, default.payload()),
+        ]
+    return messages
+
+
+def up(attachment: Attachment) -> None:
+    """Raise the node side: from here on packets flow."""
+    with Netlink() as nl:
+        payload = netlink.link(netlink.text(netlink.Ifla.IFNAME, attachment.port), up=True)
+        nl.run(Message(f"raise {attachment.port}", Rtm.NEWLINK, Flag(0), payload))
+
+
+def exists(port: str) -> bool:
+    """Whether a port's link is there."""
+    try:
+        socket.if_nametoindex(port)
+    except OSError:
+        return False
+    return True
+
+
+def remove(attachment: Attachment, *, bridge_index: int) -> None:
+    """Remove a link with its routes and neighbours; what is gone already is no mistake.
+
+    Raises:
+        NetlinkError: the kernel refused.
+    """
+    messages = [_delete_link(attachment)]
+    for address in attachment.addresses:
+        route = netlink.Route(address, len(address) * 8, ROUTE_PROTOCOL, index=bridge_index)
+        neighbour = netlink.neighbour(address, attachment.mac, index=bridge_index)
+        messages += [
+            Message("remove the route to the pod", Rtm.DELROUTE, Flag(0), route.payload()),
+            Message("remove the neighbour of the pod", Rtm.DELNEIGH, Flag(0), neighbour),
+        ]
+    with Netlink() as nl:
+        _run_all(nl, messages)
+
+
+def _delete_link(attachment: Attachment) -> Message:
+    name = netlink.text(netlink.Ifla.IFNAME, attachment.port)
+    return Message(f"remove link {attachment.port}", Rtm.DELLINK, Flag(0), netlink.link(name))
+
+
+def _run_all(nl: Netlink, messages: Iterable[Message]) -> None:
+    for message in messages:
+        try:
+            nl.run(message)
+        except NetlinkError as error:
+            if error.errno not in _GONE:
+                raise

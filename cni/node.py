@@ -1,0 +1,155 @@
+"""The node's side of the pod network: the bridge, its addresses, the node's settings, and the way back."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from cni import netlink, netns
+from cni.ipam import gateway
+from cni.netlink import Flag, Message, Netlink, NetlinkError, Rtm
+from enforcer.model.addresses import Address, Family, Network
+
+BRIDGE = "drawbridge0"
+BRIDGE_MAC = bytes.fromhex("0a5824000001")
+"""Fixed and locally administered: pods have it as a permanent neighbour, so it must not follow the ports'."""
+ROUTE_PROTOCOL = 84
+"""Marks our routes (``ip route show proto 84``)."""
+PORT_PREFIX = "dbr"
+_FALLBACK_MTU = 1500
+_BRIDGE_NETFILTER = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
+_SETTINGS = {
+    "net/ipv4/ip_forward": "1",
+    "net/ipv6/conf/all/forwarding": "1",
+    # A pod's way to its neighbour leads out of the interface that it came in by; a redirect would say to go round us.
+    "net/ipv4/conf/all/send_redirects": "0",
+    f"net/ipv4/conf/{BRIDGE}/send_redirects": "0",
+    f"net/ipv4/conf/{BRIDGE}/route_localnet": "0",
+    f"net/ipv4/conf/{BRIDGE}/rp_filter": "0",
+    f"net/ipv6/conf/{BRIDGE}/accept_ra": "0",
+    f"net/ipv6/conf/{BRIDGE}/forwarding": "1",
+}
+
+log = structlog.get_logger()
+
+
+class Node:
+    """Sets the node up for pods. ``bridge_netfilter`` is ``disable`` or ``leave``."""
+
+    def __init__(self, *, bridge_netfilter: str = "disable") -> None:
+        self._disable_netfilter = bridge_netfilter == "disable"
+        self.mtu = _FALLBACK_MTU
+        self.bridge_index = 0
+
+    def start(self, networks: Sequence[Network]) -> None:
+        """Make the bridge and the settings, or find them; idempotent.
+
+        Raises:
+            NetlinkError: the kernel refused a step.
+            OSError: a setting cannot be written.
+        """
+        self.mtu = _uplink_mtu()
+        with Netlink() as nl:
+            try:
+                nl.run(Message(f"make bridge {BRIDGE}", Rtm.NEWLINK, Flag.CREATE | Flag.EXCL, _bridge(self.mtu)))
+            except NetlinkError as error:
+                if error.errno != errno.EEXIST:
+                    raise
+            self.bridge_index = socket.if_nametoindex(BRIDGE)
+            mtu = netlink.link(netlink.u32(netlink.Ifla.MTU, self.mtu), index=self.bridge_index, up=True)
+            nl.run(Message(f"raise bridge {BRIDGE}", Rtm.NEWLINK, Flag(0), mtu))
+        self.set_networks(networks)
+        self._apply_settings()
+
+    def set_networks(self, networks: Sequence[Network]) -> None:
+        """Give the bridge the gateway of each pod network, and make what is not allocated in it unreachable."""
+        messages = []
+        for network in networks:
+            own = netlink.address(gateway(network), index=self.bridge_index)
+            rest = netlink.Route(network.first, network.length, ROUTE_PROTOCOL)
+            messages += [
+                Message(f"address of {BRIDGE} in {network}", Rtm.NEWADDR, Flag.CREATE | Flag.REPLACE, own),
+                Message(f"route of {network}", Rtm.NEWROUTE, Flag.CREATE | Flag.REPLACE, rest.payload()),
+            ]
+        if messages:
+            with Netlink() as nl:
+                nl.run(*messages)
+
+    def _apply_settings(self) -> None:
+        settings = dict(_SETTINGS)
+        if self._disable_netfilter:
+            settings |= dict.fromkeys(_BRIDGE_NETFILTER, "0")
+        changed = {}
+        for name, value in settings.items():
+            before = netns.write_sysctl(name, value)
+            if before is not None:
+                changed[name.replace("/", ".")] = f"{before} -> {value}"
+        if changed:
+            log.info("node settings changed", **changed)
+
+
+def gateways(networks: Sequence[Network]) -> dict[Family, Address]:
+    """The gateway of each family: that of its first network."""
+    found: dict[Family, Address] = {}
+    for network in networks:
+        found.setdefault(network.family, gateway(network))
+    return found
+
+
+def remove_all() -> list[str]:
+    """Remove the bridge, its ports and our routes, for ``drawbridge uninstall``.
+
+    Returns:
+        What was removed, in words.
+    """
+    removed = []
+    with Netlink() as nl:
+        for name in sorted(entry.name for entry in Path("/sys/class/net").iterdir()):
+            if name == BRIDGE or (name.startswith(PORT_PREFIX) and Path("/sys/class/net", name, "brport").exists()):
+                payload = netlink.link(netlink.text(netlink.Ifla.IFNAME, name))
+                nl.run(Message(f"remove link {name}", Rtm.DELLINK, Flag(0), payload))
+                removed.append(f"link {name}")
+        for family in (socket.AF_INET, socket.AF_INET6):
+            head = netlink.ROUTE_HEADER.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+            for payload in nl.dump(Message("list routes", Rtm.GETROUTE, Flag(0), head)):
+                if netlink.ROUTE_HEADER.unpack_from(payload)[5] == ROUTE_PROTOCOL:
+                    nl.run(Message("remove route", Rtm.DELROUTE, Flag(0), payload))
+                    removed.append("route")
+    return removed
+
+
+def _bridge(mtu: int) -> bytes:
+    data = netlink.nested(
+        netlink.Info.DATA,
+        netlink.u32(netlink.Bridge.FORWARD_DELAY, 0),
+        netlink.u32(netlink.Bridge.STP_STATE, 0),
+        netlink.u8(netlink.Bridge.MCAST_SNOOPING, 0),
+    )
+    return netlink.link(
+        netlink.text(netlink.Ifla.IFNAME, BRIDGE),
+        netlink.attribute(netlink.Ifla.ADDRESS, BRIDGE_MAC),
+        netlink.u32(netlink.Ifla.MTU, mtu),
+        netlink.nested(netlink.Ifla.LINKINFO, netlink.text(netlink.Info.KIND, "bridge"), data),
+        no_link_local(),
+    )
+
+
+def no_link_local() -> bytes:
+    """The attribute that keeps the kernel from giving a link an address of its own choice."""
+    inet6 = netlink.nested(
+        socket.AF_INET6, netlink.u8(netlink.IFLA_INET6_ADDR_GEN_MODE, netlink.IN6_ADDR_GEN_MODE_NONE)
+    )
+    return netlink.nested(netlink.Ifla.AF_SPEC, inet6)
+
+
+def _uplink_mtu() -> int:
+    """The MTU of the interface of the default route."""
+    for line in Path("/proc/thread-self/net/route").read_text().splitlines()[1:]:
+        interface, destination, *_ = line.split()
+        if destination == "00000000":
+            return int(Path("/sys/class/net", interface, "mtu").read_text())
+    return _FALLBACK_MTU

@@ -1,0 +1,337 @@
+"""ADD, CHECK, DEL, GC and STATUS, in the order that keeps a pod closed until its policy is in the kernel.
+
+ADD: reserve the addresses; make the link, its node side down; let the enforcer commit the pod's policy, or a deny;
+raise the link; mark the attachment ready. A failure anywhere undoes all of it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from cni import links, netns
+from cni.ipam import Record, Store
+from cni.netlink import NetlinkError
+from cni.node import BRIDGE_MAC, Node, gateways
+from cni.protocol import (
+    ADDRESS_FAILURE,
+    CHECK_FAILURE,
+    INVALID_CONFIGURATION,
+    INVALID_ENVIRONMENT,
+    LINK_FAILURE,
+    TRY_AGAIN_LATER,
+    UNAVAILABLE,
+    UNKNOWN_CONTAINER,
+    CniError,
+    Request,
+    Result,
+    success,
+)
+from enforcer.model.addresses import Address, Family, Network, family_of, format_address, parse_address
+from enforcer.model.objects import Attachment
+
+_IPAM_SECONDS = 10
+_LINK_LOCAL_GATEWAYS = {Family.V4: parse_address("169.254.1.1"), Family.V6: parse_address("fe80::1")}
+
+log = structlog.get_logger()
+
+
+class EnforcerUnavailable(Exception):  # noqa: N818 - a state, not a mistake
+    """The enforcer cannot put a pod's policy into the kernel now; the text says why."""
+
+
+class Enforcer(Protocol):
+    """The seam to the policy side; called from many threads at once."""
+
+    def attach(self, attachment: Attachment) -> None:
+        """Return when the kernel holds the attachment's policy, or a deny; raise ``EnforcerUnavailable`` if not."""
+
+    def detach(self, key: str) -> None:
+        """Return when the kernel holds nothing of the attachment any more; raise ``EnforcerUnavailable`` if not."""
+
+    def ready(self) -> str | None:
+        """None when ``attach`` can succeed, else the reason why not."""
+
+
+class Operations:
+    """The CNI operations over the store, the node's links and the enforcer. Thread-safe."""
+
+    def __init__(self, *, store: Store, node: Node, enforcer: Enforcer) -> None:
+        self._store = store
+        self._node = node
+        self._enforcer = enforcer
+        self._own_netns = netns.open_own()
+        self._networks: tuple[Network, ...] = ()
+        self._choosing = threading.Lock()
+        self._guard = threading.Lock()
+        self._locks: dict[str, tuple[threading.Lock, int]] = {}
+
+    def start(self, networks: Sequence[Network]) -> tuple[Attachment, ...]:
+        """Set the node up and clean up after an agent that was killed.
+
+        Returns:
+            The attachments that stand: their links are there and their ADD was answered.
+        """
+        self._networks = tuple(networks)
+        self._node.start(self._networks)
+        for record in self._store.records():
+            if not record.ready or not links.exists(record.attachment.port):
+                log.info("attachment rolled back", attachment=record.attachment.key, pod=record.attachment.pod)
+                self._undo(record)
+        return self.attachments()
+
+    def set_pod_cidrs(self, networks: Sequence[Network]) -> None:
+        """Take in the node's pod networks; attachments outside them stay."""
+        self._networks = tuple(networks)
+        self._node.set_networks(self._networks)
+
+    def attachments(self) -> tuple[Attachment, ...]:
+        """The attachments that are ready."""
+        return tuple(record.attachment for record in self._store.records() if record.ready)
+
+    def run(self, request: Request) -> dict[str, Any] | None:
+        """Do a request.
+
+        Returns:
+            The result to print, None for nothing.
+
+        Raises:
+            CniError: it failed, and nothing of it is left.
+        """
+        match request.command:
+            case "GC":
+                self._gc(request)
+            case "STATUS":
+                self._status()
+            case _:
+                with _Held(self._guard, self._locks, f"{request.container_id}/{request.ifname}"):
+                    match request.command:
+                        case "ADD":
+                            return self._add(request)
+                        case "CHECK":
+                            self._check(request)
+                        case _:
+                            self._delete(request.container_id, request.ifname, request)
+        return None
+
+    def _add(self, request: Request) -> dict[str, Any]:
+        pod_netns = self._pod_netns(request)
+        if self._store.record(request.container_id, request.ifname) is not None:
+            raise CniError(
+                INVALID_ENVIRONMENT,
+                f"{request.container_id} has a {request.ifname} already",
+                "run DEL before ADD again",
+            )
+        record, ways = self._reserve(request)
+        attachment = record.attachment
+        try:
+            links.Link(self._node, pod_netns, self._own_netns).make(attachment, ways)
+            self._enforcer.attach(attachment)
+            links.up(attachment)
+            self._store.confirm(attachment)
+        except Exception as error:
+            self._undo(record)
+            raise _failure(error, "ADD") from error
+        result = Result(
+            port=attachment.port,
+            port_mac=BRIDGE_MAC,
+            ifname=attachment.ifname,
+            mac=attachment.mac,
+            netns_path=request.netns_path,
+            mtu=self._node.mtu,
+            addresses=attachment.addresses,
+            gateways=ways,
+        )
+        return success(result, request.config)
+
+    def _reserve(self, request: Request) -> tuple[Record, Mapping[Family, Address]]:
+        mac = request.requested_mac or links.random_mac(request.container_id, request.ifname)
+        delegated = bool(request.config.ipam.get("type"))
+
+        def record_of(addresses: tuple[Address, ...]) -> Record:
+            attachment = Attachment(
+                container_id=request.container_id,
+                ifname=request.ifname,
+                pod=request.pod,
+                uid=request.args.get("K8S_POD_UID", ""),
+                addresses=addresses,
+                mac=mac,
+                port=links.port_name(request.container_id, request.ifname),
+            )
+            environment = dict(request.environment) if delegated else {}
+            return Record(attachment, request.config.name, request.raw_config, environment, ready=False)
+
+        if delegated:
+            addresses, ways = self._delegate_add(request)
+            record = record_of(addresses)
+            try:
+                self._store.reserve(record)
+            except CniError:
+                _delegate(record, "DEL")
+                raise
+            return record, ways
+        if not self._networks:
+            raise CniError(
+                TRY_AGAIN_LATER, "the node has no pod CIDR yet", "give the Node spec.podCIDRs, or the agent --pod-cidr"
+            )
+        with self._choosing:
+            record = record_of(self._store.choose(self._networks, request.requested_addresses))
+            self._store.reserve(record)
+        return record, gateways(self._networks)
+
+    def _delegate_add(self, request: Request) -> tuple[tuple[Address, ...], Mapping[Family, Address]]:
+        record = Record(
+            Attachment(request.container_id, request.ifname, None, "", (), b"", ""),
+            request.config.name,
+            request.raw_config,
+            dict(request.environment),
+            ready=False,
+        )
+        result = _delegate(record, "ADD")
+        try:
+            found = [(parse_address(ip["address"].partition("/")[0]), ip.get("gateway")) for ip in result["ips"]]
+            ways = {family_of(a): parse_address(g) if g else _LINK_LOCAL_GATEWAYS[family_of(a)] for a, g in found}
+        except (KeyError, TypeError, ValueError) as error:
+            _delegate(record, "DEL")
+            raise CniError(ADDRESS_FAILURE, "the IPAM plugin's result is not valid", repr(error)) from error
+        return tuple(address for address, _ in found), ways
+
+    def _pod_netns(self, request: Request) -> int:
+        if request.netns is None:
+            reason = request.environment.get("NETNS_ERROR", "it is empty")
+            raise CniError(INVALID_ENVIRONMENT, f"CNI_NETNS {request.netns_path!r} cannot be opened", reason)
+        if not netns.is_network_namespace(request.netns):
+            raise CniError(INVALID_ENVIRONMENT, f"CNI_NETNS {request.netns_path!r} is not a network namespace")
+        if netns.same(request.netns, self._own_netns):
+            raise CniError(INVALID_ENVIRONMENT, f"CNI_NETNS {request.netns_path!r} is the node's own network namespace")
+        return request.netns
+
+    def _check(self, request: Request) -> None:
+        record = self._store.record(request.container_id, request.ifname)
+        if record is None or not record.ready:
+            raise CniError(UNKNOWN_CONTAINER, f"{request.container_id} has no {request.ifname} here")
+        attachment = record.attachment
+        previous = request.config.prev_result
+        if previous is None:
+            raise CniError(INVALID_CONFIGURATION, "CHECK needs prevResult")
+        given = {ip.get("address", "").partition("/")[0] for ip in previous.get("ips", [])}
+        own = {address for address in attachment.addresses if format_address(address) in given}
+        if own != set(attachment.addresses):
+            raise CniError(CHECK_FAILURE, f"prevResult has not the addresses of {attachment.key}")
+        if not links.exists(attachment.port):
+            raise CniError(CHECK_FAILURE, f"link {attachment.port} of {attachment.key} is gone", "delete the pod")
+        if _flag(attachment.port, "isolated") != "1":
+            raise CniError(
+                CHECK_FAILURE, f"port {attachment.port} of {attachment.key} is not isolated", "delete the pod"
+            )
+        if record.environment:
+            _delegate(record, "CHECK")
+
+    def _delete(self, container_id: str, ifname: str, request: Request | None = None) -> None:
+        record = self._store.record(container_id, ifname)
+        if record is not None:
+            self._undo(record)
+        elif request is not None and request.config.ipam.get("type"):
+            # An ADD that was killed between the IPAM plugin and our own state has left the plugin's.
+            attachment = Attachment(container_id, ifname, None, "", (), b"", "")
+            _delegate(
+                Record(attachment, request.config.name, request.raw_config, dict(request.environment), ready=False),
+                "DEL",
+            )
+
+    def _undo(self, record: Record) -> None:
+        """Link, policy, delegated address, allocation: each may be gone already."""
+        try:
+            links.remove(record.attachment, bridge_index=self._node.bridge_index)
+            self._enforcer.detach(record.attachment.key)
+        except Exception as error:
+            raise _failure(error, "DEL") from error
+        if record.environment:
+            _delegate(record, "DEL")
+        self._store.release(record.attachment)
+
+    def _gc(self, request: Request) -> None:
+        if request.config.valid_attachments is None:
+            raise CniError(INVALID_CONFIGURATION, "GC needs cni.dev/valid-attachments")
+        valid = {f"{entry.container_id}/{entry.ifname}" for entry in request.config.valid_attachments}
+        for record in self._store.records():
+            attachment = record.attachment
+            if record.network == request.config.name and attachment.key not in valid:
+                with _Held(self._guard, self._locks, attachment.key):
+                    self._delete(attachment.container_id, attachment.ifname)
+
+    def _status(self) -> None:
+        reason = self._enforcer.ready()
+        if reason is None and not self._networks:
+            reason = "the node has no pod CIDR yet"
+        if reason is not None:
+            raise CniError(UNAVAILABLE, "pods cannot be attached now", reason)
+
+
+class _Held:
+    """One operation at a time on an attachment: a DEL waits for an ADD in flight."""
+
+    def __init__(self, guard: threading.Lock, locks: dict[str, tuple[threading.Lock, int]], key: str) -> None:
+        self._guard, self._locks, self._key = guard, locks, key
+
+    def __enter__(self) -> None:
+        with self._guard:
+            lock, users = self._locks.get(self._key, (threading.Lock(), 0))
+            self._locks[self._key] = (lock, users + 1)
+        lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        with self._guard:
+            lock, users = self._locks.pop(self._key)
+            if users > 1:
+                self._locks[self._key] = (lock, users - 1)
+        lock.release()
+
+
+def _failure(error: Exception, command: str) -> CniError:
+    match error:
+        case CniError():
+            return error
+        case EnforcerUnavailable():
+            return CniError(TRY_AGAIN_LATER, f"{command}: the policy is not in the kernel", str(error))
+        case NetlinkError() | OSError():
+            return CniError(LINK_FAILURE, f"{command}: {error}")
+        case _:
+            log.error("unexpected", command=command, exc_info=error)
+            return CniError(LINK_FAILURE, f"{command} failed unexpectedly: {error!r}", "see the agent's log")
+
+
+def _delegate(record: Record, command: str) -> dict[str, Any]:
+    """Run the configuration's IPAM plugin (specification, section 4)."""
+    kind = str(json.loads(record.config)["ipam"]["type"])
+    if "/" in kind:
+        raise CniError(INVALID_CONFIGURATION, f"ipam.type {kind!r} is not a name")
+    folders = filter(None, record.environment.get("CNI_PATH", "").split(":"))
+    executable = next((path for folder in folders if (path := Path(folder, kind)).is_file()), None)
+    if executable is None:
+        raise CniError(INVALID_CONFIGURATION, f"the IPAM plugin {kind!r} is not in CNI_PATH")
+    environment = {k: v for k, v in record.environment.items() if k.startswith("CNI_")} | {"CNI_COMMAND": command}
+    try:
+        done = subprocess.run(  # noqa: S603 - CNI_PATH is the runtime's
+            [executable], input=record.config, env=environment, capture_output=True, timeout=_IPAM_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CniError(ADDRESS_FAILURE, f"the IPAM plugin {kind!r} did not run", str(error)) from error
+    if done.returncode != 0:
+        said = done.stdout.decode(errors="replace").strip() or done.stderr.decode(errors="replace").strip()
+        raise CniError(ADDRESS_FAILURE, f"the IPAM plugin {kind!r} failed at {command}", said)
+    answer: dict[str, Any] = json.loads(done.stdout or b"{}")
+    return answer
+
+
+def _flag(port: str, name: str) -> str:
+    try:
+        return Path("/sys/class/net", port, "brport", name).read_text().strip()
+    except OSError:
+        return ""

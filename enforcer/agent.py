@@ -1,0 +1,228 @@
+"""The composition root: puts source, loop, kernel, CNI server, control door and health together, and runs them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from cni.ipam import Store
+from cni.node import Node
+from cni.operations import EnforcerUnavailable, Operations
+from cni.server import CniServer
+from enforcer.config import Config
+from enforcer.control import ControlError, ControlServer
+from enforcer.explain import Question, QuestionError, explain
+from enforcer.kernel.netlink import TableWatch
+from enforcer.kernel.nftables import Tables
+from enforcer.model.addresses import Network, format_address
+from enforcer.model.objects import Attachment, Direction
+from enforcer.observe.health import HealthServer
+from enforcer.observe.metrics import KernelCollector, Metrics
+from enforcer.policy.endpoints import Standing
+from enforcer.reconcile.reconciler import NotReadyError, Reconciler, Settings
+from enforcer.ruleset.objects import Table
+from enforcer.sources.directory import DirectorySource
+from enforcer.translate import names
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line of ``drawbridge agent``."""
+
+    source: Path
+    node: str
+    run_dir: Path
+    pod_cidrs: tuple[Network, ...]
+    config: Config
+
+
+class _Enforcer:
+    """The loop as the CNI server sees it."""
+
+    def __init__(self, reconciler: Reconciler) -> None:
+        self._reconciler = reconciler
+
+    def attach(self, attachment: Attachment) -> None:
+        try:
+            self._reconciler.attach(attachment)
+        except NotReadyError as error:
+            raise EnforcerUnavailable(str(error)) from error
+
+    def detach(self, key: str) -> None:
+        try:
+            self._reconciler.detach(key)
+        except NotReadyError as error:
+            raise EnforcerUnavailable(str(error)) from error
+
+    def ready(self) -> str | None:
+        state = self._reconciler.call(self._reconciler.state)
+        return state.failure or (None if state.synced else "the source has not been read yet")
+
+
+class Agent:
+    """One node's agent. ``run`` returns the process's exit status."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        config = options.config
+        options.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._metrics = Metrics()
+        settings = Settings(
+            node=options.node,
+            unknown_pods_allowed=config.unknown_pods == "allow",
+            unknown_pod_wait=config.unknown_pod_wait_seconds,
+            pod_to_own_node=config.pod_to_own_node == "allow",
+        )
+        self._reconciler = Reconciler(Tables(), settings, self._metrics)
+        self._source = DirectorySource(options.source, changes=self._reconciler.changes, synced=self._reconciler.synced)
+        self._store = Store(options.run_dir / "state.db")
+        self._operations = Operations(
+            store=self._store,
+            node=Node(bridge_netfilter=config.bridge_netfilter),
+            enforcer=_Enforcer(self._reconciler),
+        )
+        self._stopped = threading.Event()
+
+    def run(self) -> int:
+        """Run until SIGTERM or SIGINT, or until the loop fails."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stopped.set())
+        watch = TableWatch()
+        threading.Thread(target=self._watch, args=(watch,), name="nftables", daemon=True).start()
+        self._reconciler.start()
+        self._reconciler.restore(self._operations.start(self._options.pod_cidrs))
+        self._source.start()
+        cni = CniServer(self._options.run_dir / "cni.sock", self._operations)
+        control = ControlServer(self._options.run_dir, self._doors())
+        health = self._health()
+        cni.start()
+        control.start()
+        log.info("agent started", node=self._options.node, source=str(self._options.source), pid=os.getpid())
+        while not self._stopped.wait(1.0):
+            if not self._reconciler.alive():
+                log.error("the loop has ended; the kernel's rules stand, restart the agent")
+                # The CNI server's threads may wait for the loop for ever.
+                os._exit(1)
+        cni.stop()
+        control.stop()
+        if health is not None:
+            health.stop()
+        self._source.stop()
+        self._reconciler.stop()
+        self._store.close()
+        log.info("agent stopped; rules and links stay")
+        return 0
+
+    def _watch(self, watch: TableWatch) -> None:
+        while True:
+            self._reconciler.touched(watch.wait())
+
+    def _health(self) -> HealthServer | None:
+        address = self._options.config.metrics_address
+        if not address:
+            return None
+        tables = self._reconciler.tables
+        self._metrics.registry.register(
+            KernelCollector(
+                lambda: self._reconciler.call(self._reconciler.state), lambda: self._reconciler.call(tables.counters)
+            )
+        )
+        server = HealthServer(
+            address,
+            self._metrics.registry,
+            live=lambda: None if self._reconciler.alive() else "the loop has ended",
+            ready=_Enforcer(self._reconciler).ready,
+        )
+        server.start()
+        return server
+
+    # What the command line asks, by name
+
+    def _doors(self) -> Mapping[str, Any]:
+        return {
+            "status": self._status,
+            "pods": self._on_loop(self._pods),
+            "policies": self._on_loop(self._policies),
+            "explain": self._on_loop(self._explain),
+        }
+
+    def _on_loop(self, function: Any) -> Any:
+        return lambda arguments: self._reconciler.call(lambda: function(arguments))
+
+    def _status(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        self._source.rescan()
+        held = self._reconciler.barrier(float(arguments.get("wait", 0)))
+        state = self._reconciler.call(self._reconciler.state)
+        known = {(r.kind, r.namespace, r.name) for r in self._source.rejections()}
+        extra = [r for r in state.rejections if (r.kind, r.namespace, r.name) not in known]
+        return {
+            "synced": held and state.synced,
+            "node": self._options.node,
+            "source": str(self._options.source),
+            "pods": {"local": state.local_pods, "cluster": state.cluster_pods},
+            "attachments": state.attachments,
+            "policies": state.policies,
+            "rejected": [dataclasses.asdict(r) for r in (*self._source.rejections(), *extra)],
+            "failure": state.failure,
+            "table": str(Table.POLICY),
+        }
+
+    def _pods(self, _: Mapping[str, Any]) -> list[dict[str, Any]]:
+        ports = {a.pod: a for a in self._reconciler.attachments}
+        rows = []
+        for endpoint in sorted(self._reconciler.cluster.endpoints.values(), key=lambda e: e.key):
+            attachment = ports.get(endpoint.key.split(" ")[0])
+            rows.append(
+                {
+                    "pod": endpoint.key,
+                    "addresses": [format_address(address) for address in endpoint.addresses],
+                    "local": endpoint.local,
+                    "standing": endpoint.standing.value,
+                    "port": attachment.port if attachment and endpoint.local else "",
+                    "labels": dict(endpoint.labels),
+                    "known": endpoint.standing is Standing.POD,
+                }
+            )
+        return rows
+
+    def _policies(self, _: Mapping[str, Any]) -> list[dict[str, Any]]:
+        counters = self._reconciler.tables.counters()
+        return [
+            {
+                "policy": policy.key,
+                "directions": [direction.value for direction in policy.rules],
+                "pods": self._reconciler.selected(policy.key),
+                "rejected": policy.rejected,
+                "packets": {
+                    direction.value: counters.get(names.policy_chain(policy.key, direction), (0, 0))[0]
+                    for direction in policy.rules
+                },
+            }
+            for policy in sorted(self._reconciler.cluster.policies.values(), key=lambda p: p.key)
+        ] + [
+            {
+                "policy": f"denied/{direction.value}",
+                "directions": [direction.value],
+                "pods": 0,
+                "rejected": None,
+                "packets": {direction.value: counters.get(f"denied/{direction.value}", (0, 0))[0]},
+            }
+            for direction in Direction
+        ]
+
+    def _explain(self, arguments: Mapping[str, Any]) -> Sequence[Any]:
+        tables = self._reconciler.tables
+        try:
+            return explain(self._reconciler.cluster, Question(**arguments), tables, tables.counters())
+        except QuestionError as error:
+            raise ControlError(str(error)) from error

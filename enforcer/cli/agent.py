@@ -1,0 +1,57 @@
+"""``drawbridge agent``."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+import click
+
+from enforcer.cli import common
+from enforcer.config import ConfigError, load
+from enforcer.model.addresses import Network
+from enforcer.observe import logs
+
+
+class _Cidr(click.ParamType[Network]):
+    name = "cidr"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Network:
+        if isinstance(value, Network):
+            return value
+        try:
+            return Network.parse(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command()
+@click.option(
+    "--source",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    required=True,
+    help="A directory of manifests (YAML or JSON): Namespace, Node, Pod, NetworkPolicy. It is watched.",
+)
+@click.option("--node-name", default=lambda: os.environ.get("NODE_NAME", platform.node()), help="This node's name.")
+@common.run_dir
+@click.option("--pod-cidr", "pod_cidrs", type=_Cidr(), multiple=True, help="Pod network; twice for dual stack.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="Configuration (YAML).")
+def agent(
+    source: Path, node_name: str, run_dir: Path, pod_cidrs: tuple[Network, ...], config_file: Path | None
+) -> None:
+    """Run the node agent in the foreground.
+
+    It attaches pods for the CNI executable and keeps the nftables table equal to what the manifests say. Nothing is
+    flushed when it starts or stops.
+    """
+    try:
+        config = load(config_file)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+    logs.configure(form=config.log_format, level=config.log_level)
+    # Here, because it loads libnftables, which the other commands do without.
+    from enforcer.agent import Agent, Options  # noqa: PLC0415
+
+    sys.exit(Agent(Options(source, node_name, run_dir, pod_cidrs, config)).run())

@@ -1,0 +1,56 @@
+"""Options and output that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from enforcer.control import ControlError, ask
+
+RUN_DIR = Path("/run/drawbridge")
+
+run_dir = click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=RUN_DIR,
+    show_default=True,
+    help="The agent's run directory.",
+)
+output = click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the output."
+)
+
+
+def console() -> Console:
+    """Standard output: colours on a terminal; in a pipe plain, and as wide as the words are."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=200)
+
+
+def asked(directory: Path, operation: str, *, seconds: float = 10.0, **arguments: Any) -> Any:
+    """Ask the agent, or end with what it says is wrong."""
+    try:
+        return ask(directory, operation, seconds=seconds, **arguments)
+    except ControlError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def print_json(value: object) -> None:
+    """Print a value as indented JSON."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table without lines."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)

@@ -1,0 +1,8 @@
+"""``drawbridge demo``: stub to be replaced below in this session."""
+
+import click
+
+
+@click.command()
+def demo() -> None:
+    """Demo."""

@@ -1,0 +1,150 @@
+"""What a running agent is asked: ``status``, ``pods``, ``policies``, ``explain``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from enforcer import offline
+from enforcer.cli import common
+from enforcer.explain import Flow, Question, QuestionError
+from enforcer.explain import explain as explain_flow
+from enforcer.ruleset.evaluate import RulesetView
+
+
+@click.command()
+@common.run_dir
+@click.option("--wait", type=click.FloatRange(min=0), default=0.0, help="Seconds to wait until it is in sync.")
+@common.output
+def status(run_dir: Path, wait: float, output: str) -> None:
+    """Say whether the kernel holds all that the source holds; exit 0 if so, else 1."""
+    answer = common.asked(run_dir, "status", seconds=wait + 10, wait=wait or 0.001)
+    if output == "json":
+        common.print_json(answer)
+    else:
+        _print_status(answer)
+    sys.exit(0 if answer["synced"] else 1)
+
+
+def _print_status(answer: dict[str, Any]) -> None:
+    state = "[green]in sync[/]" if answer["synced"] else "[red]not in sync[/]"
+    out = common.console()
+    out.print(f"{state}: node {answer['node']}, source {answer['source']}, table {answer['table']}")
+    pods = answer["pods"]
+    out.print(f"{pods['local']} pods here of {pods['cluster']} in the cluster, {answer['policies']} policies")
+    if answer["failure"]:
+        out.print(f"[red]the kernel refuses[/]: {answer['failure']}", markup=True)
+    for rejected in answer["rejected"]:
+        name = "/".join(filter(None, (rejected["namespace"], rejected["name"])))
+        out.print("not enforced as written:", f"{rejected['kind']} {name}: {rejected['reason']}", markup=False)
+
+
+@click.command()
+@common.run_dir
+@common.output
+def pods(run_dir: Path, output: str) -> None:
+    """List the pods that the agent knows, with their addresses."""
+    answer = common.asked(run_dir, "pods")
+    if output == "json":
+        common.print_json(answer)
+        return
+    common.print_table(
+        ["POD", "ADDRESSES", "NODE", "PORT", "STANDING"],
+        [
+            [
+                row["pod"],
+                ", ".join(row["addresses"]),
+                "this" if row["local"] else "other",
+                row["port"] or "-",
+                row["standing"],
+            ]
+            for row in answer
+        ],
+    )
+
+
+@click.command()
+@common.run_dir
+@common.output
+def policies(run_dir: Path, output: str) -> None:
+    """List policies with the packets that each allowed, and what was denied."""
+    answer = common.asked(run_dir, "policies")
+    if output == "json":
+        common.print_json(answer)
+        return
+    common.print_table(
+        ["POLICY", "TYPES", "PODS HERE", "PACKETS", "REJECTED"],
+        [
+            [
+                row["policy"],
+                ", ".join(row["directions"]),
+                str(row["pods"]),
+                ", ".join(f"{direction} {packets}" for direction, packets in row["packets"].items()),
+                row["rejected"] or "-",
+            ]
+            for row in answer
+        ],
+    )
+
+
+@click.command()
+@click.argument("source", metavar="FROM")
+@click.argument("destination", metavar="TO")
+@click.argument("port", metavar="PORT[/PROTO]")
+@common.run_dir
+@click.option("-f", "--file", "files", type=click.Path(path_type=Path, exists=True), multiple=True,
+              help="Ask these manifests, not an agent.")  # fmt: skip
+@common.output
+def explain(source: str, destination: str, port: str, run_dir: Path, files: tuple[Path, ...], output: str) -> None:
+    """Say why a connection is allowed or denied; exit 0 if allowed, 1 if denied.
+
+    FROM and TO are namespace/pod, an IP address, or `node`. PORT is a number (tcp unless /udp or /sctp is added), or
+    `icmp`. With a running agent the kernel's own rules are asked as well.
+    """
+    question = _question(source, destination, port)
+    if files:
+        try:
+            read = offline.read(files)
+            flows = explain_flow(read.cluster, question, RulesetView(read.ruleset))
+        except (QuestionError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+    else:
+        answer = common.asked(run_dir, "explain", **msgspec.to_builtins(question))
+        flows = msgspec.convert(answer, list[Flow])
+    if output == "json":
+        common.print_json(flows)
+    else:
+        for flow in flows:
+            print_flow(flow)
+    sys.exit(0 if all(flow.allowed for flow in flows) else 1)
+
+
+def _question(source: str, destination: str, port: str) -> Question:
+    number, _, protocol = port.partition("/")
+    if number == "icmp":
+        return Question(source=source, destination=destination, protocol="icmp")
+    if not number.isdecimal() or not 0 < int(number) <= 65535:  # noqa: PLR2004
+        raise click.BadParameter(f"{port!r} is not PORT, PORT/PROTO or icmp", param_hint="PORT")
+    return Question(source=source, destination=destination, protocol=protocol or "tcp", port=int(number))
+
+
+def print_flow(flow: Flow) -> None:
+    """Print an explanation for people."""
+    out = common.console()
+    verdict = "[bold green]allowed[/]" if flow.allowed else "[bold red]denied[/]"
+    port = flow.protocol if flow.port is None else f"{flow.port}/{flow.protocol}"
+    out.print(f"{flow.source} -> {flow.destination} {port}: {verdict}")
+    for answer in flow.answers:
+        word = "[green]allows[/]" if answer.allowed else "[red]denies[/]"
+        out.print(f"  {answer.direction:7} {word}", end="  ")
+        out.print(f"{answer.pod + ': ' if answer.pod else ''}{answer.reason}", markup=False)
+        if answer.kernel is not None:
+            agreement = "agrees" if answer.agrees else "DISAGREES: run `drawbridge status`"
+            packets = "" if answer.packets is None else f" ({answer.packets} packets so far)"
+            out.print(f"          kernel {agreement}: {answer.kernel}{packets}", markup=False)
+        if answer.advice:
+            out.print(f"          to allow it: {answer.advice}", markup=False)

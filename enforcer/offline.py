@@ -1,0 +1,72 @@
+"""Manifests without an agent: what ``render``, ``check`` and ``explain --file`` work on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from enforcer.model.changes import Rejection
+from enforcer.model.objects import Namespace, NetworkPolicy, Pod
+from enforcer.policy.index import PolicyIndex
+from enforcer.policy.resolve import Cluster
+from enforcer.reconcile.endpoints import Endpoints
+from enforcer.ruleset.ruleset import Ruleset
+from enforcer.sources.claims import Claims
+from enforcer.sources.files import SUFFIXES, load
+from enforcer.translate.translator import Translator
+
+
+@dataclass(frozen=True, slots=True)
+class Manifests:
+    """What files say: the policy model, the ruleset of it, and what is wrong with them."""
+
+    cluster: Cluster
+    ruleset: Ruleset
+    policies: int
+    rejections: tuple[Rejection, ...]
+
+
+def read(paths: Sequence[Path], *, node: str | None = None) -> Manifests:
+    """Read files, and the manifests in directories.
+
+    Args:
+        paths: files and directories.
+        node: the node to see with the eyes of; None counts every pod as of this node.
+
+    Raises:
+        FileNotFoundError: a path leads nowhere.
+    """
+    claims = Claims()
+    rejections: list[Rejection] = []
+    for root, path in _files(paths):
+        file = load(root, path, None)
+        if file is None:
+            raise FileNotFoundError(f"{root / path}: there is no such file")
+        claims.replace(str(root / path), old=(), new=file.objects)
+        rejections += file.rejections()
+    ruleset = Ruleset()
+    index = PolicyIndex(Translator(ruleset))
+    endpoints = Endpoints(node or "", index.set_endpoint)
+    policies = 0
+    for change in claims.take():
+        match change.object:
+            case Pod() as pod:
+                endpoints.set_pod(change.key, pod if node else dataclasses.replace(pod, node=None))
+            case NetworkPolicy() as policy:
+                policies += 1
+                index.set_policy(change.key, policy)
+            case Namespace() as namespace:
+                index.set_namespace(change.key, namespace.labels)
+    return Manifests(index.cluster, ruleset, policies, (*rejections, *claims.duplicates()))
+
+
+def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    for path in paths:
+        if path.is_dir():
+            for found in sorted(path.rglob("*")):
+                if found.suffix in SUFFIXES and found.is_file():
+                    yield path, str(found.relative_to(path))
+        else:
+            yield path.parent, path.name
