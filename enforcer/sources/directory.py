@@ -227,7 +227,8 @@ class DirectorySource:
                 self._load(path)
         unknown = tuple(self._trouble)
         for path in [path for path in self._files if path not in present and not path.startswith(unknown)]:
-            self._load(path)
+            # It may exist all the same: a new link leads to its directory by a path that comes first.
+            self._put(path, None)
         self._being_written &= present
         for watch in stale - {*self._directories, *self._targets, self._parent, -1}:
             self._unwatch(watch)
@@ -295,11 +296,12 @@ class DirectorySource:
             return
 
     def _load(self, path: str) -> None:
-        old = self._files.get(path)
-        new = load(self._root, path, old)
-        self._claims.replace(path, old=old.objects if old else (), new=new.objects if new else ())
-        self._files.pop(path, None)
+        self._put(path, load(self._root, path, self._files.get(path)))
+
+    def _put(self, path: str, new: ManifestFile | None) -> None:
+        old = self._files.pop(path, None)
         self._refused.pop(path, None)
+        self._claims.replace(path, old=old.objects if old else (), new=new.objects if new else ())
         if new is not None:
             self._files[path] = new
             refused = new.rejections()

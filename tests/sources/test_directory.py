@@ -261,6 +261,17 @@ def test_what_a_link_leads_to_is_followed_where_it_is(root: Path, view: View, tm
     view.until_pods()
 
 
+def test_a_directory_that_a_new_link_reaches_first_is_read_by_that_path_alone(root: Path, view: View) -> None:
+    (root / "sub").mkdir()
+    (root / "sub/a.yaml").write_text(pod("a"))
+    view.started()
+    (root / "first").symlink_to("sub")
+    view.source.rescan()
+    assert view.reasons == []
+    (root / "sub/a.yaml").write_text(pod("b"))
+    view.until_pods("b")
+
+
 def test_links_in_loops_are_walked_once(root: Path, view: View) -> None:
     (root / "sub").mkdir()
     (root / "sub/a.yaml").write_text(pod("a"))
