@@ -63,7 +63,6 @@ class Link:
             netlink.attribute(netlink.Ifla.ADDRESS, attachment.mac),
             netlink.u32(netlink.Ifla.MTU, self.node.mtu),
             netlink.u32(netlink.Ifla.NET_NS_FD, self.pod_netns),
-            no_link_local(),
         )
         pair = netlink.nested(netlink.Info.DATA, netlink.attribute(netlink.VETH_INFO_PEER, peer))
         return netlink.link(
@@ -71,7 +70,6 @@ class Link:
             netlink.u32(netlink.Ifla.MTU, self.node.mtu),
             netlink.u32(netlink.Ifla.MASTER, self.node.bridge_index),
             netlink.nested(netlink.Ifla.LINKINFO, netlink.text(netlink.Info.KIND, "veth"), pair),
-            no_link_local(),
         )
 
     def _port(self, attachment: Attachment, index: int) -> list[Message]:
@@ -85,6 +83,7 @@ class Link:
         forwarding = netlink.forwarding_entry(attachment.mac, index=index)
         bridge = self.node.bridge_index
         messages = [
+            Message(f"set up port {attachment.port}", Rtm.NEWLINK, Flag(0), no_link_local(index)),
             Message(f"isolate port {attachment.port}", Rtm.NEWLINK, Flag(0), netlink.link(info, index=index)),
             Message("forwarding entry", Rtm.NEWNEIGH, Flag.CREATE | Flag.REPLACE, forwarding),
         ]
@@ -101,6 +100,7 @@ class Link:
 def _pod_side(attachment: Attachment, gateways: Mapping[Family, Address], index: int) -> list[Message]:
     up = netlink.link(index=index, up=True)
     messages = [
+        Message("set up the pod's side", Rtm.NEWLINK, Flag(0), no_link_local(index)),
         Message("raise lo", Rtm.NEWLINK, Flag(0), netlink.link(index=1, up=True)),
         *(
             Message("address of the pod", Rtm.NEWADDR, _NEW, netlink.address(address, index=index))

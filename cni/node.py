@@ -61,7 +61,10 @@ class Node:
                     raise
             self.bridge_index = socket.if_nametoindex(BRIDGE)
             mtu = netlink.link(netlink.u32(netlink.Ifla.MTU, self.mtu), index=self.bridge_index, up=True)
-            nl.run(Message(f"raise bridge {BRIDGE}", Rtm.NEWLINK, Flag(0), mtu))
+            nl.run(
+                Message(f"set up bridge {BRIDGE}", Rtm.NEWLINK, Flag(0), no_link_local(self.bridge_index)),
+                Message(f"raise bridge {BRIDGE}", Rtm.NEWLINK, Flag(0), mtu),
+            )
         self.set_networks(networks)
         self._apply_settings()
 
@@ -134,16 +137,15 @@ def _bridge(mtu: int) -> bytes:
         netlink.attribute(netlink.Ifla.ADDRESS, BRIDGE_MAC),
         netlink.u32(netlink.Ifla.MTU, mtu),
         netlink.nested(netlink.Ifla.LINKINFO, netlink.text(netlink.Info.KIND, "bridge"), data),
-        no_link_local(),
     )
 
 
-def no_link_local() -> bytes:
-    """The attribute that keeps the kernel from giving a link an address of its own choice."""
+def no_link_local(index: int) -> bytes:
+    """The payload that keeps the kernel from giving a link an address of its own choice; not taken at its making."""
     inet6 = netlink.nested(
         socket.AF_INET6, netlink.u8(netlink.IFLA_INET6_ADDR_GEN_MODE, netlink.IN6_ADDR_GEN_MODE_NONE)
     )
-    return netlink.nested(netlink.Ifla.AF_SPEC, inet6)
+    return netlink.link(netlink.nested(netlink.Ifla.AF_SPEC, inet6), index=index)
 
 
 def _uplink_mtu() -> int:

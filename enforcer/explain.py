@@ -161,12 +161,8 @@ def _answer(
 def _reason(decision: Decision) -> str:
     if decision.policy is not None:
         return f"{decision.policy} allows it: {decision.direction.value}[{decision.rule}]"
-    if not decision.endpoints:
-        return "the address is no pod's, so no policy judges it"
-    if decision.allowed and decision.group is None:
-        return "no policy isolates the pod in this direction"
-    if decision.group is None or decision.allowed:
-        return "a pod is never cut off from itself"
+    if decision.group is None:
+        return "no policy isolates the pod in this direction" if decision.endpoints else "the address is no pod's"
     if not decision.group.policies:
         return "closed: the pod's object is not known yet, or two pods claim its address"
     names = ", ".join(decision.group.policies)

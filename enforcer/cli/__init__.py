@@ -9,7 +9,7 @@ from enforcer.cli import agent, demo, inspect, manifests, node
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def cli() -> None:
-    """Drawbridge: Kubernetes pod networking with NetworkPolicy on nftables.
+    r"""Drawbridge: Kubernetes pod networking with NetworkPolicy on nftables.
 
     \b
     Try it:            drawbridge demo

@@ -89,7 +89,7 @@ class Reconciler:
         self._settings = settings
         self._observer = observer
         self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="reconciler")
+        self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
         # Everything below belongs to that thread.
         self._ruleset = Ruleset()
         self._translator = Translator(self._ruleset, pod_to_own_node=settings.pod_to_own_node)
