@@ -56,6 +56,8 @@ def decide(cluster: Cluster, packet: Packet, direction: Direction) -> Decision:
     egress = direction is Direction.EGRESS
     own, peer = (packet.source, packet.destination) if egress else (packet.destination, packet.source)
     claimants = [endpoint for endpoint in cluster.endpoints.values() if own in endpoint.addresses]
+    # A claim of this node's goes before one of another node's, which can only be an old status.
+    claimants = [endpoint for endpoint in claimants if endpoint.local] or claimants
     keys = tuple(sorted(endpoint.key for endpoint in claimants))
     # "A pod cannot block access to itself."
     if not claimants or own == peer:
