@@ -166,7 +166,7 @@ class DirectorySource:
         if whole:
             self._scan(dirty)
         else:
-            for path in sorted(dirty):
+            for path in sorted(dirty - self._being_written):
                 self._load(path)
         self._publish()
 

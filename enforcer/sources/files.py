@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import struct
@@ -78,8 +77,7 @@ def load(root: Path, path: str, last: ManifestFile | None) -> ManifestFile | Non
     try:
         mark, data = _read(root / path)
     except OSError as error:
-        gone = isinstance(error, (NotADirectoryError, IsADirectoryError, FileNotFoundError))
-        if gone and not (isinstance(error, FileNotFoundError) and (root / path).is_symlink()):
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)) and not (root / path).is_symlink():
             return None
         return replace(last, signature=b"", errors=(f"{path}: cannot be read: {error.strerror or error}",))
     if data is None:
@@ -105,8 +103,6 @@ def _read(path: Path) -> tuple[bytes, bytes | None]:
     with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - Path.open takes no descriptor
         status = os.fstat(descriptor)
         mark = signature(status)
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
             return mark, None
         return mark, file.readall()

@@ -185,6 +185,11 @@ def test_a_mark_a_directive_or_a_start_before_the_first_document_is_fine(begin: 
     assert (document.decoded, document.error) == ((Pod("default", "a"),), None)
 
 
+def test_a_byte_order_mark_before_json_is_fine() -> None:
+    text = b'\xef\xbb\xbf{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"}}'
+    assert only(text, is_json=True).decoded == (Pod("default", "a"),)
+
+
 def test_json_in_a_yaml_file_is_read() -> None:
     text = b'{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"}}\n---\n' + POD % b"b"
     assert [document.decoded for document in parse(text, path="x.yaml")] == [
