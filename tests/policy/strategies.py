@@ -60,9 +60,7 @@ def policy_ports(draw: st.DrawFn) -> PolicyPort:
     return PolicyPort(draw(protocols), port, end)
 
 
-rules = st.builds(
-    PolicyRule, st.lists(peers, max_size=3).map(tuple), st.lists(policy_ports(), max_size=3).map(tuple)
-)
+rules = st.builds(PolicyRule, st.lists(peers, max_size=3).map(tuple), st.lists(policy_ports(), max_size=3).map(tuple))
 policies = st.builds(
     NetworkPolicy,
     st.sampled_from(NAMESPACES),
@@ -71,9 +69,7 @@ policies = st.builds(
     st.dictionaries(st.sampled_from(Direction), st.lists(rules, max_size=2).map(tuple), min_size=1),
     st.sampled_from([None, None, None, "spec: no good"]),
 )
-container_ports = st.builds(
-    ContainerPort, st.sampled_from(["web", "dns"]), protocols, st.sampled_from([80, 81, 53])
-)
+container_ports = st.builds(ContainerPort, st.sampled_from(["web", "dns"]), protocols, st.sampled_from([80, 81, 53]))
 
 
 @st.composite
