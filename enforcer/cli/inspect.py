@@ -22,7 +22,8 @@ from enforcer.ruleset.evaluate import RulesetView
 @common.output
 def status(run_dir: Path, wait: float, output: str) -> None:
     """Say whether the kernel holds all that the source holds; exit 0 if so, else 1."""
-    answer = common.asked(run_dir, "status", seconds=wait + 10, wait=wait or 0.001)
+    # Without --wait the loop still gets a moment to answer in.
+    answer = common.asked(run_dir, "status", seconds=wait + 10, wait=max(wait, 1.0))
     if output == "json":
         common.print_json(answer)
     else:

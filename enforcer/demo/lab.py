@@ -53,18 +53,26 @@ class Lab:
         self._executable = executable
         self._pod_cidrs = pod_cidrs
         self._own = netns.open_own()
+        self.descriptor = -1
         self._agent: subprocess.Popen[bytes] | None = None
         self._open = contextlib.ExitStack()
         self.pods: dict[str, Pod] = {}
 
     def __enter__(self) -> Self:
         try:
-            self._add_namespace(self.name)
+            self.descriptor = self._add_namespace(self.name)
             self.start_agent()
         except BaseException:
             self.__exit__(None, None, None)
             raise
         return self
+
+    @property
+    def pid(self) -> int:
+        """The agent's process."""
+        if self._agent is None:
+            raise LabError("the agent does not run")
+        return self._agent.pid
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -73,10 +81,14 @@ class Lab:
         self._open.close()
         os.close(self._own)
 
-    def _add_namespace(self, name: str) -> None:
+    def _add_namespace(self, name: str) -> int:
+        """Make a namespace; returns a descriptor of it."""
         _run("ip", "netns", "add", name)
         # A namespace lives on while a socket of it does; the name goes, whatever happens.
         self._open.callback(_run, "ip", "netns", "del", name)
+        descriptor = os.open(NETNS / name, os.O_RDONLY | os.O_CLOEXEC)
+        self._open.callback(os.close, descriptor)
+        return descriptor
 
     def start_agent(self) -> None:
         """Start the agent in the node's namespace, and wait until it is in sync."""
@@ -118,9 +130,7 @@ class Lab:
     def add_pod(self, key: str, *, kubernetes: bool = True) -> Pod:
         """Make a pod's namespace and attach it."""
         namespace = f"{self.name}-{key.replace('/', '-')}"
-        self._add_namespace(namespace)
-        pod = Pod(key, namespace, os.open(NETNS / namespace, os.O_RDONLY | os.O_CLOEXEC))
-        self._open.callback(os.close, pod.descriptor)
+        pod = Pod(key, namespace, self._add_namespace(namespace))
         self.pods[key] = pod
         done = self.cni("ADD", key, kubernetes=kubernetes)
         if done.returncode != 0:

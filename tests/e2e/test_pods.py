@@ -250,3 +250,15 @@ def test_the_link_is_down_until_the_enforcer_has_answered(lab: Lab) -> None:
         watcher.join()
     assert "DOWN" in seen or "LOWERLAYERDOWN" in seen
     assert sorted(seen, key="UP".__eq__) == seen
+
+
+def test_uninstall_removes_tables_bridge_links_and_routes(lab: Lab, pair) -> None:
+    lab.stop_agent()
+    inside = ["ip", "netns", "exec", lab.name]
+    subprocess.run([*inside, sys.executable, "-m", "enforcer", "uninstall"], capture_output=True, check=True)
+    assert lab.nft("list", "ruleset") == ""
+    links = subprocess.run([*inside, "ip", "-br", "link"], capture_output=True, text=True, check=True).stdout
+    assert [line.split()[0] for line in links.splitlines()] == ["lo"]
+    for family in ("-4", "-6"):
+        listing = [*inside, "ip", family, "route", "show", "proto", "84"]
+        assert subprocess.run(listing, capture_output=True, text=True, check=True).stdout == ""

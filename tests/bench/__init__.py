@@ -1,0 +1,1 @@
+"""Benchmarks: `make bench`. Ratios in one run; nothing here is asserted."""

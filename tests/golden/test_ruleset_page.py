@@ -1,0 +1,33 @@
+"""docs/ruleset.md shows real output, so it is compared with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from enforcer.cli import cli
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_ruleset_page_shows_what_render_prints() -> None:
+    manifests = ROOT / "tests" / "golden" / "shop.yaml"
+    done = CliRunner().invoke(cli, ["render", "--node-name", "node-1", str(manifests)])
+    assert done.exit_code == 0, done.output
+    page = (ROOT / "docs" / "ruleset.md").read_text()
+    assert done.output in page, f"docs/ruleset.md is not current; it is to hold:\n{done.output}"
+    assert manifests.read_text() in page
+
+
+def test_check_finds_nothing_wrong_with_the_manifests_that_ship() -> None:
+    done = CliRunner().invoke(cli, ["check", str(ROOT / "enforcer" / "demo" / "manifests")])
+    assert done.exit_code == 0, done.output
+
+
+def test_check_fails_and_names_the_field_of_a_bad_policy(tmp_path: Path) -> None:
+    text = (ROOT / "tests" / "golden" / "shop.yaml").read_text().replace("192.168.4.0/24", "10.0.0.0/8")
+    (tmp_path / "bad.yaml").write_text(text)
+    done = CliRunner().invoke(cli, ["check", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "spec.ingress[0].from[1].ipBlock.except[0]" in done.output
