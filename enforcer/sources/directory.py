@@ -202,7 +202,7 @@ class DirectorySource:
         elif mask & (flags.CLOSE_WRITE | flags.MOVED_TO | _ENTRY_GONE | _SELF_GONE):
             self._being_written.discard(path)
             dirty.add(path)
-        elif path not in self._being_written and not (mask & flags.CREATE and self._is_fresh(path)):
+        elif not (mask & flags.CREATE and self._is_fresh(path)):
             dirty.add(path)
 
     def _is_fresh(self, path: str) -> bool:

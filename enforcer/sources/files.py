@@ -77,7 +77,7 @@ def load(root: Path, path: str, last: ManifestFile | None) -> ManifestFile | Non
     try:
         mark, data = _read(root / path)
     except OSError as error:
-        if isinstance(error, (FileNotFoundError, NotADirectoryError)) and not (root / path).is_symlink():
+        if isinstance(error, FileNotFoundError) and not (root / path).is_symlink():
             return None
         return replace(last, signature=b"", errors=(f"{path}: cannot be read: {error.strerror or error}",))
     if data is None:

@@ -116,8 +116,9 @@ def attach() -> None:
                  pod_cidrs=("10.99.0.0/24",)) as lab:  # fmt: skip
             ours = lab.add_pod("x/a")
             lab.cni("DEL", "x/a")
-            config = {"cniVersion": "1.0.0", "name": "ref", "type": "bridge", "bridge": "ref0", "isGateway": True,
-                      "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.97.0.0/24"}]], "dataDir": name}}  # fmt: skip
+            ipam = {"type": "host-local", "ranges": [[{"subnet": "10.97.0.0/24"}]], "dataDir": name}
+            config = {"cniVersion": "1.0.0", "name": "ref", "type": "bridge", "bridge": "ref0", "isGateway": True}
+            config["ipam"] = ipam
             times: dict[str, list[float]] = {}
             for _ in range(ADDS):
                 for command in ("ADD", "DEL"):

@@ -36,9 +36,9 @@ def requirements(draw: st.DrawFn) -> Requirement:
 
 
 selectors = st.lists(requirements(), max_size=2).map(lambda found: LabelSelector.of(*found))
-networks = st.sampled_from(["10.0.0.0/29", "10.0.0.4/30", "10.0.0.2/32", "0.0.0.0/0", "::/0", "fd00::/126"]).map(
-    Network.parse
-)
+networks = st.sampled_from(
+    ["10.0.0.0/29", "10.99.0.2/31", "fd99::2/127", "10.0.0.4/30", "10.0.0.2/32", "0.0.0.0/0", "::/0", "fd00::/126"]
+).map(Network.parse)
 
 
 @st.composite

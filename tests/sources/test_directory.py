@@ -129,10 +129,29 @@ def test_a_file_is_not_read_while_it_is_being_written(root: Path, view: View) ->
         file.write(pod("a"))
         file.flush()
         (root / "a.yaml").chmod(0o600)
+        (root / "d.yaml").write_text(pod("d"))
+        view.until_pods("a", "b", "d")
         view.source.rescan()
-        assert view.pods == {"a", "b"}
+        assert view.pods == {"a", "b", "d"}
         file.write("---\n" + pod("c"))
-    view.until_pods("a", "c")
+    view.until_pods("a", "c", "d")
+
+
+def test_a_file_whose_directory_goes_while_it_is_written_stops_no_other_of_its_name(
+    root: Path, view: View, tmp_path: Path
+) -> None:
+    (root / "sub").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/a.yaml").write_text(pod("other"))
+    view.started()
+    with (root / "sub/a.yaml").open("w") as file:
+        file.write(pod("a"))
+        file.flush()
+        view.source.rescan()
+        (root / "sub").rename(tmp_path / "away")
+        view.source.rescan()
+        (tmp_path / "other").rename(root / "sub")
+        view.until_pods("other")
 
 
 def test_a_new_file_is_not_read_before_it_is_closed(root: Path, view: View, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,6 +305,27 @@ def test_what_a_link_leads_to_is_followed_where_it_is(root: Path, view: View, tm
     (root / "more").unlink()
     (root / "a.yaml").unlink()
     view.until_pods()
+    (root / "again").symlink_to(tmp_path / "more")
+    view.until_pods("e")
+
+
+def test_what_is_left_is_watched_no_more(root: Path, view: View, tmp_path: Path) -> None:
+    def watches() -> int:
+        infos = [info.read_text() for info in Path("/proc/self/fdinfo").iterdir() if info.exists()]
+        return sum(info.count("inotify wd:") for info in infos)
+
+    view.started()
+    before = watches()
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/a.yaml").write_text(pod("a"))
+    (root / "more").symlink_to(tmp_path / "more")
+    (root / "a.yaml").symlink_to(tmp_path / "more/a.yaml")
+    view.source.rescan()
+    assert watches() == before + 2
+    (root / "more").unlink()
+    (root / "a.yaml").unlink()
+    view.source.rescan()
+    assert watches() == before
 
 
 def test_a_directory_that_a_new_link_reaches_first_is_read_by_that_path_alone(root: Path, view: View) -> None:
