@@ -15,7 +15,7 @@ from enforcer.model.objects import (
     PolicyRule,
     Protocol,
 )
-from enforcer.model.selectors import LabelSelector, Operator, Requirement
+from enforcer.model.selectors import EVERYTHING, LabelSelector, Operator, Requirement
 from enforcer.policy.endpoints import Endpoint, Standing
 
 NAMESPACES = ["x", "y"]
@@ -35,7 +35,8 @@ def requirements(draw: st.DrawFn) -> Requirement:
     return Requirement(draw(st.sampled_from(KEYS)), operator, values)
 
 
-selectors = st.lists(requirements(), max_size=2).map(lambda found: LabelSelector.of(*found))
+# Most selectors select something, else policies would seldom meet.
+selectors = st.just(EVERYTHING) | st.lists(requirements(), max_size=2).map(lambda found: LabelSelector.of(*found))
 networks = st.sampled_from(
     ["10.0.0.0/29", "10.99.0.2/31", "fd99::2/127", "10.0.0.4/30", "10.0.0.2/32", "0.0.0.0/0", "::/0", "fd00::/126"]
 ).map(Network.parse)
@@ -50,7 +51,7 @@ def ip_blocks(draw: st.DrawFn) -> IPBlock:
 
 
 peers = st.one_of(ip_blocks(), st.builds(PodPeer, st.none() | selectors, selectors))
-protocols = st.sampled_from(Protocol)
+protocols = st.sampled_from([Protocol.TCP, Protocol.TCP, *Protocol])
 
 
 @st.composite
@@ -60,7 +61,7 @@ def policy_ports(draw: st.DrawFn) -> PolicyPort:
     return PolicyPort(draw(protocols), port, end)
 
 
-rules = st.builds(PolicyRule, st.lists(peers, max_size=3).map(tuple), st.lists(policy_ports(), max_size=3).map(tuple))
+rules = st.builds(PolicyRule, st.lists(peers, max_size=2).map(tuple), st.lists(policy_ports(), max_size=3).map(tuple))
 policies = st.builds(
     NetworkPolicy,
     st.sampled_from(NAMESPACES),

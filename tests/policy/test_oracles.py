@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enforcer.model.addresses import Family, family_of, format_address
+from enforcer.model.objects import Direction
 from enforcer.policy.index import PolicyIndex
 from enforcer.policy.resolve import Cluster, resolve
-from enforcer.policy.verdict import Packet, verdict
+from enforcer.policy.verdict import Packet, decide
 from enforcer.ruleset.evaluate import RulesetView, evaluate
 from enforcer.ruleset.ruleset import Ruleset, Transaction
 from enforcer.ruleset.text import listing
 from enforcer.translate.translator import Translator, translate
 from tests.policy.strategies import ADDRESSES, NAMESPACES, endpoints, labels, policies
+
+FLOWS = [(1, None), *itertools.product((6, 17, 132), (53, 80, 81, 82, 83))]
 
 events = st.one_of(
     endpoints().map(lambda e: ("endpoint", e.key, e)),
@@ -101,22 +106,29 @@ def fields(packet: Packet) -> dict[str, str]:
     return found
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.lists(events, min_size=4, max_size=14), st.data())
-def test_the_compiled_ruleset_decides_as_the_api_reads(sequence, data) -> None:
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(endpoints(), min_size=3, max_size=5),
+    st.lists(policies, min_size=1, max_size=4),
+    st.dictionaries(st.sampled_from(NAMESPACES), labels),
+)
+def test_the_compiled_ruleset_decides_as_the_api_reads(pods, found, namespaces) -> None:
     ruleset = Ruleset()
     index = PolicyIndex(Translator(ruleset))
-    for event in sequence:
-        put(index, event)
+    for name, of_namespace in namespaces.items():
+        index.set_namespace(name, of_namespace)
+    for pod in pods:
+        index.set_endpoint(pod.key, pod)
+    for policy in found:
+        index.set_policy(policy.key, policy)
     local = {a for e in index.cluster.endpoints.values() if e.local for a in e.addresses}
     view = RulesetView(ruleset)
-    for _ in range(25):
-        source = data.draw(st.sampled_from(ADDRESSES))
-        destination = data.draw(st.sampled_from([a for a in ADDRESSES if len(a) == len(source)]))
-        protocol = data.draw(st.sampled_from([6, 17, 132, 1]))
-        port = None if protocol == 1 else data.draw(st.sampled_from([53, 80, 81, 82, 83]))
-        packet = Packet(source, destination, protocol, port)
-        egress, ingress = verdict(index.cluster, packet)
-        for decision, chain, own in ((egress, "from-pod", source), (ingress, "to-pod", destination)):
-            if own in local:
-                assert evaluate(view, chain, fields(packet)).accepted is decision.allowed, (packet, decision)
+    for own, peer, (protocol, port) in itertools.product(local, ADDRESSES, FLOWS):
+        if len(own) != len(peer):
+            continue
+        for direction, chain, packet in (
+            (Direction.EGRESS, "from-pod", Packet(own, peer, protocol, port)),
+            (Direction.INGRESS, "to-pod", Packet(peer, own, protocol, port)),
+        ):
+            decision = decide(index.cluster, packet, direction)
+            assert evaluate(view, chain, fields(packet)).accepted is decision.allowed, (packet, decision)
