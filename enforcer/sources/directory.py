@@ -4,6 +4,9 @@ Manifests are files named ``*.yaml``, ``*.yml`` or ``*.json``, in sub-directorie
 however many links lead there. Names that begin with a dot are passed over: editors' scratch files, ``.git``, and the
 hidden directories of a mounted ConfigMap, whose files are read through its ``..data`` link.
 
+What a link leads to is watched where it is; what comes to be outside the directory behind a link that led nowhere is
+seen at the next rescan.
+
 One thread watches, reads and hands changes on. A directory is watched before it is listed, so nothing falls between.
 A file costs what is in it; what may change many paths at once (a directory, a link, lost events) costs one ``stat`` a
 file. A file is not read while someone writes it: at its close, its rename or its removal.
@@ -67,6 +70,7 @@ class DirectorySource:
         self._trouble: dict[str, str] = {}
         self._being_written: set[str] = set()
         self._links: set[str] = set()
+        self._dangling = False
         self._directories: dict[int, str] = {}
         self._targets: dict[int, set[str]] = {}
         self._parent = -1
@@ -194,7 +198,8 @@ class DirectorySource:
             return True
         if name.endswith(SUFFIXES) and not name.startswith("."):
             self._note_file(path, mask, dirty)
-        return False
+        # What appears may be what a link has been leading to.
+        return self._dangling and bool(mask & _ENTRY_NEW)
 
     def _note_file(self, path: str, mask: int, dirty: set[str]) -> None:
         if mask & flags.MODIFY:
@@ -216,6 +221,7 @@ class DirectorySource:
         """Watch and list every directory, and load the files that changed, or that are in ``dirty``."""
         self._trouble = {}
         self._links = set()
+        self._dangling = False
         stale = {*self._directories, *self._targets, self._parent}
         self._directories, self._targets = {}, {}
         self._parent = self._watch(self._root.parent, _PARENT_MASK)
@@ -277,6 +283,7 @@ class DirectorySource:
         try:
             return signature(entry.stat())
         except OSError:
+            self._dangling |= is_link
             return b""
 
     def _watch(self, path: Path, mask: int) -> int:

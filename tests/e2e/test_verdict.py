@@ -28,7 +28,7 @@ NAMESPACES = {"x": {"app": "a"}, "y": {"tier": "b"}}
 LISTENED = (80, 81)
 SILENCE_SECONDS = 0.25
 
-policies = st.lists(strategies.policies.filter(lambda policy: policy.rejected is None), max_size=5)
+policies = st.lists(strategies.policies.filter(lambda policy: policy.rejected is None), min_size=1, max_size=4)
 
 
 def selector(of: LabelSelector) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def test_the_kernel_decides_as_the_api_reads(lab: Lab, source: Path) -> None:
     }
     addresses = [[endpoint.addresses[family] for endpoint in endpoints.values()] for family in (0, 1)]
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(policies)
     def decides(found: list[NetworkPolicy]) -> None:
         of_key = {policy.key: policy for policy in found}

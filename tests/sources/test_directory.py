@@ -309,6 +309,17 @@ def test_what_a_link_leads_to_is_followed_where_it_is(root: Path, view: View, tm
     view.until_pods("e")
 
 
+def test_what_comes_to_be_behind_a_link_is_followed(root: Path, view: View) -> None:
+    (root / "a.yaml").symlink_to("target")
+    view.started()
+    (root / "target").write_text(pod("a"))
+    view.until_pods("a")
+    (root / "target").write_text(pod("b"))
+    view.until_pods("b")
+    view.source.rescan()
+    assert view.reasons == []
+
+
 def test_what_is_left_is_watched_no_more(root: Path, view: View, tmp_path: Path) -> None:
     def watches() -> int:
         infos = [info.read_text() for info in Path("/proc/self/fdinfo").iterdir() if info.exists()]
