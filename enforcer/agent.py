@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from cni.ipam import Store
+from cni.netlink import NetlinkError
 from cni.node import Node
 from cni.operations import EnforcerUnavailable, Operations
 from cni.server import CniServer
@@ -24,6 +25,7 @@ from enforcer.kernel.netlink import TableWatch
 from enforcer.kernel.nftables import Tables
 from enforcer.model.addresses import Network, format_address
 from enforcer.model.objects import Attachment, Direction
+from enforcer.model.objects import Node as NodeObject
 from enforcer.observe.health import HealthServer
 from enforcer.observe.metrics import KernelCollector, Metrics
 from enforcer.policy.endpoints import Standing
@@ -92,6 +94,8 @@ class Agent:
             enforcer=_Enforcer(self._reconciler),
         )
         self._stopped = threading.Event()
+        if not options.pod_cidrs:
+            self._reconciler.follow_node(self._follow_node)
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT, or until the loop fails."""
@@ -122,6 +126,14 @@ class Agent:
         self._store.close()
         log.info("agent stopped; rules and links stay")
         return 0
+
+    def _follow_node(self, node: NodeObject) -> None:
+        try:
+            self._operations.set_pod_cidrs(node.pod_cidrs)
+        except NetlinkError as error:
+            log.error(
+                "the node's pod CIDRs cannot be used", cidrs=[str(cidr) for cidr in node.pod_cidrs], error=str(error)
+            )
 
     def _watch(self, watch: TableWatch) -> None:
         while True:

@@ -96,7 +96,7 @@ class Reconciler:
         self._index = PolicyIndex(self._translator)
         unknown = Standing.GUEST if settings.unknown_pods_allowed else Standing.UNKNOWN
         self._endpoints = Endpoints(settings.node, self._index.set_endpoint, unknown=unknown)
-        self._nodes: dict[str, Node] = {}
+        self._hear_node: Callable[[Node], None] | None = None
         self._policies: dict[str, NetworkPolicy] = {}
         self._refused: dict[str, Rejection] = {}
         self._changed_policies: set[str] = set()
@@ -109,6 +109,10 @@ class Reconciler:
         self._awaited: dict[str, tuple[Attachment, Future[None]]] = {}
 
     # Doors: any thread
+
+    def follow_node(self, hear: Callable[[Node], None]) -> None:
+        """Have ``hear`` called on the loop's thread with each new state of this node's object; before ``start``."""
+        self._hear_node = hear
 
     def start(self) -> None:
         """Start the loop."""
@@ -211,11 +215,6 @@ class Reconciler:
         """The attachments of this node."""
         return self._endpoints.attachments
 
-    @property
-    def nodes(self) -> dict[str, Node]:
-        """The nodes."""
-        return self._nodes
-
     def selected(self, policy: str) -> int:
         """How many of this node's pods a policy selects."""
         return self._index.selected(policy)
@@ -273,7 +272,9 @@ class Reconciler:
             namespace = _as(Namespace, value)
             self._index.set_namespace(key, namespace.labels if namespace else None)
         else:
-            _put(self._nodes, key, _as(Node, value))
+            node = _as(Node, value)
+            if node is not None and key == self._settings.node and self._hear_node is not None:
+                self._hear_node(node)
 
     def _begin(self) -> None:
         self._synced = True

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.demo.lab import Lab
+from enforcer.demo.lab import Lab, LabError
 from tests.e2e.conftest import EXECUTABLE, PODS, WEB_TO_DB
 
 pytestmark = pytest.mark.netns
@@ -262,3 +262,16 @@ def test_uninstall_removes_tables_bridge_links_and_routes(lab: Lab, pair) -> Non
     for family in ("-4", "-6"):
         listing = [*inside, "ip", family, "route", "show", "proto", "84"]
         assert subprocess.run(listing, capture_output=True, text=True, check=True).stdout == ""
+
+
+def test_without_a_pod_cidr_option_the_node_object_gives_it_even_when_it_comes_late(
+    tmp_path: Path, source: Path
+) -> None:
+    name = f"dbtest-{os.getpid()}-node"
+    with Lab(name=name, source=source, run_dir=tmp_path / "run", executable=EXECUTABLE, pod_cidrs=()) as lab:
+        with pytest.raises(LabError, match="the node has no pod CIDR yet"):
+            lab.add_pod("x/web")
+        node = f"apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDRs: [10.96.0.0/24]}}\n"
+        put(source / "node.yaml", node)
+        lab.status()
+        assert lab.add_pod("x/db").addresses == ["10.96.0.2"]
