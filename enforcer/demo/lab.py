@@ -20,7 +20,8 @@ from enforcer.control import ControlError, ask
 
 NETNS = Path("/run/netns")
 _START_SECONDS = 20.0
-_PROBE_SECONDS = 0.3
+# A first packet may be lost while a new link wakes up; TCP sends it again after a second.
+_PROBE_SECONDS = 1.5
 
 
 class LabError(Exception):
