@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from enforcer.model.addresses import Address, Network, parse_address
+from enforcer.model.addresses import Address
 from enforcer.model.changes import Rejection
 from enforcer.model.objects import ContainerPort, Namespace, Node, Object, Pod
 from enforcer.sources import policies, syntax, wire
@@ -53,15 +53,18 @@ def decode(body: object, *, kind: str | None = None) -> list[Decoded]:
     if named == "List":
         return _mixed_items(body)
     item_kind = named.removesuffix("List")
-    if item_kind not in _KINDS:
+    spelt = _SPELLINGS.get(item_kind.lower())
+    if spelt is None:
         return []
-    version, decoder = _KINDS[item_kind]
+    version, decoder = _KINDS[spelt]
     # The items of a list that the API itself made carry neither kind nor version.
     if head.api_version != version and (head.api_version is not None or kind is None):
         group, slash, _ = (head.api_version or "").rpartition("/")
         if slash and group not in _GROUPS:
             return []
-        decoder = _refuser(item_kind, f"apiVersion: {syntax.shown(head.api_version or '')} is not {version}")
+        decoder = _refuser(spelt, f"apiVersion: {syntax.shown(head.api_version or '')} is not {version}")
+    elif item_kind != spelt:
+        decoder = _refuser(spelt, f"kind: {syntax.shown(item_kind)} is not {spelt}")
     return [decoder(body)] if item_kind == named else _items(body, named, decoder)
 
 
@@ -128,7 +131,7 @@ def _addresses(status: wire.PodStatus, errors: list[str]) -> tuple[Address, ...]
         texts = [(status.pod_ip, "status.podIP")] if status.pod_ip else []
     for text, path in texts:
         try:
-            addresses.append(parse_address(text or ""))
+            addresses.append(syntax.read_address(text or ""))
         except ValueError:
             errors.append(f"{path}: {syntax.shown(text or '')} is no IP address")
     return tuple(addresses)
@@ -205,7 +208,7 @@ def _node(body: object) -> Node | Rejection:
     cidrs = []
     for text, path in texts:
         try:
-            cidrs.append(Network.parse(text))
+            cidrs.append(syntax.read_network(text))
         except ValueError:
             errors.append(f"{path}: {syntax.shown(text)} is no CIDR")
     return Node(name, tuple(cidrs)) if not errors else Rejection("Node", "", name, "; ".join(errors))
@@ -230,3 +233,5 @@ _KINDS: dict[str, tuple[str, Callable[[object], Decoded]]] = {
     "Pod": (_CORE, _pod),
     "NetworkPolicy": (policies.API_VERSION, policies.policy),
 }
+_SPELLINGS = {kind.lower(): kind for kind in _KINDS}
+"""A kind in the wrong case is a mistake to name: no other API has it."""

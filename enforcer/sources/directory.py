@@ -9,14 +9,17 @@ seen at the next rescan.
 
 One thread watches, reads and hands changes on. A directory is watched before it is listed, so nothing falls between.
 A file costs what is in it; what may change many paths at once (a directory, a link, lost events) costs one ``stat`` a
-file. A file is not read while someone writes it: at its close, its rename or its removal.
+file. A file is not read while someone writes it: at its close, its rename or its removal (see ``unsettled``).
 """
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from inotify_simple import Event, INotify, flags
 from enforcer.model.changes import Change, Rejection
 from enforcer.sources.claims import Claims
 from enforcer.sources.files import SUFFIXES, ManifestFile, load, signature
+from enforcer.sources.unsettled import Unsettled
 
 _ENTRY_GONE = flags.DELETE | flags.MOVED_FROM
 _ENTRY_NEW = flags.CREATE | flags.MOVED_TO
@@ -68,7 +72,8 @@ class DirectorySource:
         self._files: dict[str, ManifestFile] = {}
         self._refused: dict[str, list[Rejection]] = {}
         self._trouble: dict[str, str] = {}
-        self._being_written: set[str] = set()
+        self._unsettled = Unsettled(time.monotonic)
+        self._awaiting: deque[tuple[int, float]] = deque()
         self._links: set[str] = set()
         self._dangling = False
         self._directories: dict[int, str] = {}
@@ -109,7 +114,8 @@ class DirectorySource:
     def rescan(self) -> None:
         """Look at every file again, and return when all that the directory held at the call is handed on.
 
-        Files that have not changed cost a ``stat`` each; one that is being written is left until it is closed.
+        Files that have not changed cost a ``stat`` each; one that is being written is left until it is closed, and one
+        that was renamed a moment ago is awaited.
 
         Raises:
             RuntimeError: the source does not run.
@@ -141,20 +147,28 @@ class DirectorySource:
             poller.register(self._inotify.fileno(), select.POLLIN)
             poller.register(self._wake, select.POLLIN)
             while not self._stopping:
-                poller.poll()
+                wait = self._unsettled.wait
+                poller.poll(None if wait is None else math.ceil(wait * 1000))
                 with self._condition:
                     requested = self._requested
                     self._drain_wake()
                 self._follow(list(self._inotify.read(timeout=0)), whole=requested > self._completed)
-                with self._condition:
-                    self._completed = requested
-                    self._condition.notify_all()
+                self._complete(requested)
         finally:
             with self._condition:
                 self._ended = True
                 self._inotify.close()
                 os.close(self._wake)
                 self._condition.notify_all()
+
+    def _complete(self, requested: int) -> None:
+        """Let rescans return, once no file is awaited any more that had been renamed before."""
+        if requested > (self._awaiting[-1][0] if self._awaiting else self._completed):
+            self._awaiting.append((requested, time.monotonic()))
+        with self._condition:
+            while self._awaiting and not self._unsettled.any_renamed_by(self._awaiting[0][1]):
+                self._completed = self._awaiting.popleft()[0]
+            self._condition.notify_all()
 
     def _drain_wake(self) -> None:
         try:
@@ -167,55 +181,73 @@ class DirectorySource:
         dirty: set[str] = set()
         for event in events:
             whole |= self._note(event, dirty)
-        if whole:
+        gone = self._unsettled.expired()
+        dirty |= gone
+        # While a directory cannot be read, only a look at everything tells what is gone from what is not seen.
+        if whole or (gone and self._trouble):
             self._scan(dirty)
         else:
-            for path in sorted(dirty - self._being_written):
-                self._load(path)
+            for path in sorted(dirty):
+                if path not in self._unsettled:
+                    self._load(path)
         self._publish()
 
     def _note(self, event: Event, dirty: set[str]) -> bool:
         """Put the files that an event is about into ``dirty``; whether it takes a look at everything."""
         mask, name = event.mask, event.name
         if mask & flags.Q_OVERFLOW:
-            self._being_written.clear()
+            self._unsettled.clear()
             return True
         if event.wd == self._parent and name == self._root.name:
             return bool(mask & (_ENTRY_NEW | _ENTRY_GONE))
         if event.wd in self._targets:
             for path in self._targets[event.wd]:
-                self._note_file(path, mask, dirty)
+                self._note_file(path, event, dirty)
             # The link may lead to another file now, which is not watched yet.
             return bool(mask & (flags.ATTRIB | _SELF_GONE | flags.IGNORED))
         directory = self._directories.get(event.wd)
-        return directory is not None and self._note_entry(f"{directory}{name}", name, mask, dirty)
+        return directory is not None and self._note_entry(f"{directory}{name}", event, dirty)
 
-    def _note_entry(self, path: str, name: str, mask: int, dirty: set[str]) -> bool:
+    def _note_entry(self, path: str, event: Event, dirty: set[str]) -> bool:
+        mask, name = event.mask, event.name
         if not name or mask & flags.ISDIR:
             return not name.startswith(".")
         if path in self._links or (mask & _ENTRY_NEW and (self._root / path).is_symlink()):
-            self._being_written.discard(path)
+            self._unsettled.settle(path)
             return True
         if name.endswith(SUFFIXES) and not name.startswith("."):
-            self._note_file(path, mask, dirty)
+            self._note_file(path, event, dirty)
         # What appears may be what a link has been leading to.
         return self._dangling and bool(mask & _ENTRY_NEW)
 
-    def _note_file(self, path: str, mask: int, dirty: set[str]) -> None:
+    def _note_file(self, path: str, event: Event, dirty: set[str]) -> None:
+        mask = event.mask
         if mask & flags.MODIFY:
-            self._being_written.add(path)
-        elif mask & (flags.CLOSE_WRITE | flags.MOVED_TO | _ENTRY_GONE | _SELF_GONE):
-            self._being_written.discard(path)
+            self._unsettled.written(path)
+        elif mask & flags.MOVED_FROM:
+            self._unsettled.renamed(path, cookie=event.cookie)
+        elif mask & (flags.CLOSE_WRITE | flags.MOVED_TO | flags.DELETE | _SELF_GONE):
+            self._unsettled.settle(path)
             dirty.add(path)
-        elif not (mask & flags.CREATE and self._is_fresh(path)):
+            if mask & flags.MOVED_TO:
+                dirty |= self._unsettled.arrived(event.cookie)
+        elif not mask & flags.CREATE:
             dirty.add(path)
+        else:
+            self._note_appeared(path, dirty)
 
-    def _is_fresh(self, path: str) -> bool:
-        """Whether a file that appeared has yet to be written and closed; a hard link appears complete."""
+    def _note_appeared(self, path: str, dirty: set[str]) -> None:
+        """A file has yet to be written and closed, unless it appears complete, as a hard link does."""
         try:
-            return (self._root / path).lstat().st_nlink == 1
+            status = (self._root / path).lstat()
         except OSError:
-            return False
+            dirty.add(path)
+            return
+        if status.st_nlink > 1:
+            self._unsettled.settle(path)
+            dirty.add(path)
+        elif status.st_size == 0 or self._unsettled.is_held(path):
+            self._unsettled.written(path)
 
     def _scan(self, dirty: frozenset[str] | set[str]) -> None:
         """Watch and list every directory, and load the files that changed, or that are in ``dirty``."""
@@ -229,13 +261,14 @@ class DirectorySource:
         for path, mark in self._walk():
             present.add(path)
             last = self._files.get(path)
-            if path not in self._being_written and (last is None or last.signature != mark or path in dirty):
+            if path not in self._unsettled and (last is None or last.signature != mark or path in dirty):
                 self._load(path)
         unknown = tuple(self._trouble)
         for path in [path for path in self._files if path not in present and not path.startswith(unknown)]:
             # It may exist all the same: a new link leads to its directory by a path that comes first.
-            self._put(path, None)
-        self._being_written &= present
+            if not self._unsettled.is_held(path):
+                self._put(path, None)
+        self._unsettled.keep_written(present)
         for watch in stale - {*self._directories, *self._targets, self._parent, -1}:
             self._unwatch(watch)
 

@@ -97,8 +97,10 @@ def _value(
     if not errors:
         return NetworkPolicy(namespace, name, selector, rules)
     if not syntax.is_dns_subdomain(name):
-        # It must close its pods all the same, and the name that it has cannot stand in a ruleset.
-        name = f"invalid-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
+        # It must close its pods all the same, beside others of the same name or none, and the name that it has cannot
+        # stand in a ruleset.
+        closes = f"{name}\0{selector}\0{sorted(direction.value for direction in rules)}"
+        name = f"invalid-{hashlib.sha256(closes.encode(errors='surrogatepass')).hexdigest()[:8]}"
     return NetworkPolicy(namespace, name, selector, dict.fromkeys(rules, ()), "; ".join(errors))
 
 
@@ -265,7 +267,7 @@ def _network(text: str | None, path: str, errors: list[str]) -> Network | None:
         errors.append(f"{path}: must be given")
         return None
     try:
-        return Network.parse(text)
+        return syntax.read_network(text)
     except ValueError:
         errors.append(f"{path}: {syntax.shown(text)} is no CIDR")
         return None

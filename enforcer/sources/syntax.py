@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
+from enforcer.model.addresses import Address, Network, parse_address
 from enforcer.model.selectors import Labels
 
 MAX_PORT = 65535
@@ -24,6 +25,7 @@ _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?").fullmatch
 _DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*").fullmatch
 _QUALIFIED_NAME = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]").fullmatch
 _LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?").fullmatch
+_IPV4_MAPPED = bytes(10) + b"\xff\xff"
 _PORT_NAME = re.compile(r"(?=.*[a-z])(?!.*--)[a-z0-9]([-a-z0-9]*[a-z0-9])?").fullmatch
 
 T = TypeVar("T")
@@ -59,6 +61,30 @@ def is_label_key(text: str) -> bool:
 def is_label_value(text: str) -> bool:
     """Empty, or at most 63 of ``[A-Za-z0-9._-]`` that begin and end with a letter or a digit."""
     return len(text) <= _MAX_LABEL and _LABEL_VALUE(text) is not None
+
+
+def read_address(text: str) -> Address:
+    """An address that a packet can carry.
+
+    Raises:
+        ValueError: ``text`` is no address, or an IPv4 address in the clothes of IPv6: no packet carries one.
+    """
+    address = parse_address(text)
+    if address.startswith(_IPV4_MAPPED):
+        raise ValueError(f"{text!r} is an IPv4-mapped IPv6 address")
+    return address
+
+
+def read_network(text: str) -> Network:
+    """A CIDR of addresses that a packet can carry.
+
+    Raises:
+        ValueError: ``text`` is no CIDR, or one of IPv4-mapped IPv6 addresses, which stand for IPv4 elsewhere.
+    """
+    network = Network.parse(text)
+    if network.first.startswith(_IPV4_MAPPED):
+        raise ValueError(f"{text!r} is of IPv4-mapped IPv6 addresses")
+    return network
 
 
 def label_errors(labels: Mapping[str, str], path: str) -> Iterator[str]:

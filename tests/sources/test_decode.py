@@ -99,11 +99,13 @@ REFUSED_PODS = [
     (pod(spec={"nodeName": "n 1"}), "spec.nodeName: 'n 1' is no DNS subdomain"),
     (pod(status={"podIP": "10.0.0"}), "status.podIP: '10.0.0' is no IP address"),
     (pod(status={"podIPs": [{"ip": "fe80::1%eth0"}]}), "status.podIPs[0].ip: 'fe80::1%eth0' is no IP address"),
+    (pod(status={"podIP": "::ffff:10.0.0.1"}), "status.podIP: '::ffff:10.0.0.1' is no IP address"),
     (pod(status={"podIPs": [{}]}), "status.podIPs[0].ip: '' is no IP address"),
     (ports(name="http", containerPort=0), f"{PORT}.containerPort: 0 is not in 1-65535"),
     (ports(name="HTTP", containerPort=1), f"{PORT}.name: 'HTTP' is no port name"),
     (ports(name="http", containerPort=1, protocol="X"), f"{PORT}.protocol: 'X' is none of TCP, UDP, SCTP"),
     (ports(name="http", containerPort="80"), f"{PORT}.containerPort: expected int | null, got str"),
+    (pod(kind="pod"), "kind: 'pod' is not Pod"),
     (pod(apiVersion="v2"), "apiVersion: 'v2' is not v1"),
     (pod(spec=[]), "spec: expected object | null, got array"),
 ]
@@ -173,6 +175,7 @@ def test_a_node_has_its_pod_networks(spec: Any, cidrs: tuple[str, ...]) -> None:
     ("parts", "expected"),
     [
         ({"spec": {"podCIDRs": ["x"]}}, "spec.podCIDRs[0]: 'x' is no CIDR"),
+        ({"spec": {"podCIDRs": ["::ffff:10.0.0.0/104"]}}, "spec.podCIDRs[0]: '::ffff:10.0.0.0/104' is no CIDR"),
         ({"spec": {"podCIDR": "10.0.0.0"}}, "spec.podCIDR: '10.0.0.0' is no CIDR"),
         ({"metadata": {"name": "_"}}, "metadata.name: '_' is no DNS subdomain"),
         ({"spec": {"podCIDRs": "x"}}, "spec.podCIDRs: expected array | null, got str"),

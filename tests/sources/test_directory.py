@@ -12,9 +12,11 @@ import pytest
 from inotify_simple import Event, INotify, flags
 
 from enforcer.model.changes import Rejection
+from enforcer.model.objects import Direction
 from enforcer.model.selectors import EVERYTHING
 from enforcer.sources import files
 from enforcer.sources.directory import DirectorySource
+from enforcer.sources.unsettled import Unsettled
 
 from .view import SECONDS, View, pod, policy, replace
 
@@ -62,6 +64,81 @@ def test_a_file_that_is_written_replaced_renamed_or_removed_is_followed(root: Pa
     view.until_pods("b")
     (root / "b.yml").unlink()
     view.until_pods()
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is renamed is awaited for longer than any test takes."""
+    monkeypatch.setattr("enforcer.sources.unsettled.HELD_SECONDS", 10 * SECONDS)
+
+
+@pytest.mark.usefixtures("held")
+def test_an_editor_that_renames_a_file_before_it_writes_it_anew_removes_nothing(root: Path, view: View) -> None:
+    path = root / "web.yaml"
+    path.write_text(policy("web", port=80))
+    view.started()
+    path.rename(root / "web.yaml~")
+    # Its event is heard, and seen through, before the editor goes on.
+    (root / "a.yaml").write_text(pod("a"))
+    view.until_pods("a")
+    with path.open("w") as file:
+        view.source.rescan()
+        file.write(policy("web", port=81))
+        file.flush()
+        view.source.rescan()
+        assert view.batches == [["NetworkPolicy shop/web"], ["Pod default/a"]]
+    (root / "web.yaml~").unlink()
+    view.source.rescan()
+    assert view.batches[2:] == [["NetworkPolicy shop/web"]]
+    assert view.policy("shop/web").rules[Direction.INGRESS][0].ports[0].port == 81
+
+
+def test_a_rescan_sees_that_a_file_was_renamed_and_does_not_come_back(root: Path, view: View) -> None:
+    (root / "a.yaml").write_text(pod("a"))
+    view.started()
+    (root / "a.yaml").rename(root / "a.yaml.off")
+    view.source.rescan()
+    assert view.pods == set()
+
+
+@pytest.mark.usefixtures("held")
+def test_a_look_at_everything_awaits_a_renamed_file_too(root: Path, view: View) -> None:
+    (root / "a.yaml").write_text(pod("a"))
+    view.started()
+    (root / "a.yaml").rename(root / "a.yaml~")
+    (root / "sub").mkdir()
+    (root / "sub/b.yaml").write_text(pod("b"))
+    view.until_pods("a", "b")
+
+
+@pytest.mark.usefixtures("held")
+def test_a_file_that_becomes_another_manifest_is_not_awaited(root: Path, view: View) -> None:
+    (root / "a.yaml").write_text(pod("a", uid="1"))
+    view.started()
+    (root / "a.yaml").rename(root / "b.yaml")
+    (root / "b.yaml").write_text(pod("a", uid="2"))
+    view.until(lambda: view.uid("a") == "2")
+
+
+def test_a_file_that_was_renamed_as_its_directory_went_keeps_its_state(
+    root: Path, view: View, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expired, given_up = Unsettled.expired, threading.Event()
+
+    def seen(unsettled: Unsettled) -> set[str]:
+        gone = expired(unsettled)
+        if gone:
+            given_up.set()
+        return gone
+
+    monkeypatch.setattr(Unsettled, "expired", seen)
+    (root / "a.yaml").write_text(pod("a"))
+    view.started()
+    (root / "a.yaml").rename(root / "a.yaml~")
+    root.rename(tmp_path / "away")
+    assert given_up.wait(SECONDS)
+    view.source.rescan()
+    assert view.pods == {"a"}
 
 
 def test_a_hard_link_appears_complete(root: Path, view: View) -> None:

@@ -86,6 +86,7 @@ REFUSED = [
         from_peer({"namespaceSelector": {"matchLabels": {"-": "x"}}}),
         f"{PEER}.namespaceSelector.matchLabels: '-' is no label key",
     ),
+    (from_peer({"ipBlock": {"cidr": "::ffff:0:0/96"}}), f"{PEER}.ipBlock.cidr: '::ffff:0:0/96' is no CIDR"),
     (to_port({"port": 0}), f"{PORT}.port: 0 is not in 1-65535"),
     (to_port({"port": 65536}), f"{PORT}.port: 65536 is not in 1-65535"),
     (to_port({"port": "80"}), f"{PORT}.port: '80' is no port name"),
@@ -191,6 +192,22 @@ def test_a_policy_of_an_impossible_name_closes_its_pods_under_a_name_that_can_st
     assert policy.rejected.startswith("metadata.name: ")
     assert policy.name.startswith("invalid-")
     assert policy.pod_selector == WEB
+
+
+def test_policies_without_a_name_close_what_each_of_them_selects() -> None:
+    bodies = [
+        {"podSelector": {"matchLabels": {"app": "web"}}},
+        {"podSelector": {"matchLabels": {"app": "db"}}},
+        {"podSelector": {"matchLabels": {"app": "db"}}, "policyTypes": ["Egress"]},
+    ]
+    assert len({decoded(body(spec, name=None)).key for spec in bodies}) == 3
+
+
+@pytest.mark.parametrize(("kind", "whole"), [("networkpolicy", {}), ("NetworkpolicyList", {"items": [{}]})])
+def test_a_policy_whose_kind_is_in_the_wrong_case_is_closed_not_passed_over(kind: str, whole: Any) -> None:
+    policy = decoded({**body({}), **whole, "kind": kind})
+    assert policy.rejected
+    assert policy.rejected.startswith(f"kind: {kind.removesuffix('List')!r} is not NetworkPolicy")
 
 
 @pytest.mark.parametrize("namespace", ["Shop", "a.b", "a" * 64, 7])
