@@ -12,6 +12,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cni.protocol import ADDRESS_FAILURE, CniError
 from enforcer.model.addresses import Address, Family, Network, family_of, format_address
@@ -25,8 +26,12 @@ CREATE TABLE IF NOT EXISTS attachment (
 CREATE TABLE IF NOT EXISTS allocation (
     address BLOB PRIMARY KEY, container_id TEXT NOT NULL, ifname TEXT NOT NULL, place INTEGER NOT NULL,
     FOREIGN KEY (container_id, ifname) REFERENCES attachment ON DELETE CASCADE);
+CREATE INDEX IF NOT EXISTS allocation_of ON allocation (container_id, ifname);
 CREATE TABLE IF NOT EXISTS cursor (family INTEGER PRIMARY KEY, last BLOB NOT NULL);
 """
+
+_ALL = "SELECT container_id, ifname, network, pod, uid, mac, port, config, environment, ready FROM attachment"
+_ONE = _ALL + " WHERE container_id = ? AND ifname = ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,30 +67,20 @@ class Store:
     def records(self) -> list[Record]:
         """All attachments, pending ones too."""
         with self._lock:
-            addresses: dict[tuple[str, str], list[bytes]] = {}
-            query = "SELECT container_id, ifname, address FROM allocation ORDER BY place"
-            for container_id, ifname, address in self._db.execute(query):
-                addresses.setdefault((container_id, ifname), []).append(bytes(address))
-            query = (
-                "SELECT container_id, ifname, network, pod, uid, mac, port, config, environment, ready FROM attachment"
-            )
-            return [
-                Record(
-                    Attachment(cid, ifname, pod, uid, tuple(addresses.get((cid, ifname), ())), bytes(mac), port),
-                    network,
-                    bytes(config),
-                    json.loads(environment),
-                    bool(ready),
-                )
-                for cid, ifname, network, pod, uid, mac, port, config, environment, ready in self._db.execute(query)
-            ]
+            return [self._read(row) for row in self._db.execute(_ALL).fetchall()]
 
     def record(self, container_id: str, ifname: str) -> Record | None:
         """One attachment."""
-        for record in self.records():
-            if (record.attachment.container_id, record.attachment.ifname) == (container_id, ifname):
-                return record
-        return None
+        with self._lock:
+            row = self._db.execute(_ONE, (container_id, ifname)).fetchone()
+            return self._read(row) if row else None
+
+    def _read(self, row: tuple[Any, ...]) -> Record:
+        container_id, ifname, network, pod, uid, mac, port, config, environment, ready = row
+        query = "SELECT address FROM allocation WHERE container_id = ? AND ifname = ? ORDER BY place"
+        addresses = tuple(bytes(found[0]) for found in self._db.execute(query, (container_id, ifname)))
+        attachment = Attachment(container_id, ifname, pod, uid, addresses, bytes(mac), port)
+        return Record(attachment, network, bytes(config), json.loads(environment), bool(ready))
 
     def reserve(self, record: Record) -> None:
         """Keep a pending attachment together with its addresses.

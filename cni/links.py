@@ -27,7 +27,7 @@ def port_name(container_id: str, ifname: str) -> str:
     return PORT_PREFIX + hashlib.sha256(f"{container_id}/{ifname}".encode()).hexdigest()[:11]
 
 
-def random_mac(container_id: str, ifname: str) -> bytes:
+def default_mac(container_id: str, ifname: str) -> bytes:
     """A locally administered unicast hardware address for an attachment."""
     return b"\x0a" + hashlib.sha256(f"mac {container_id}/{ifname}".encode()).digest()[:5]
 

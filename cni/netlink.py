@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Self
@@ -41,16 +41,12 @@ class Rtm(IntEnum):
 
     NEWLINK = 16
     DELLINK = 17
-    GETLINK = 18
     NEWADDR = 20
-    DELADDR = 21
-    GETADDR = 22
     NEWROUTE = 24
     DELROUTE = 25
     GETROUTE = 26
     NEWNEIGH = 28
     DELNEIGH = 29
-    GETNEIGH = 30
 
 
 class Flag(IntFlag):
@@ -70,12 +66,10 @@ class Ifla(IntEnum):
     ADDRESS = 1
     IFNAME = 3
     MTU = 4
-    LINK = 5
     MASTER = 10
     LINKINFO = 18
     AF_SPEC = 26
     NET_NS_FD = 28
-    EXT_MASK = 29
 
 
 class Info(IntEnum):
@@ -119,8 +113,6 @@ class Rta(IntEnum):
     DST = 1
     OIF = 4
     GATEWAY = 5
-    PRIORITY = 6
-    TABLE = 15
 
 
 class Nda(IntEnum):
@@ -134,10 +126,9 @@ IFF_UP = 1
 VETH_INFO_PEER = 1
 IFLA_INET6_ADDR_GEN_MODE = 8
 IN6_ADDR_GEN_MODE_NONE = 1
-RTEXT_FILTER_SKIP_STATS = 1 << 3
 IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
 RT_TABLE_MAIN = 254
-RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST = 0, 253, 254
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 RTN_UNICAST, RTN_UNREACHABLE = 1, 7
 RTNH_F_ONLINK = 4
 NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
@@ -167,10 +158,6 @@ class Message:
     kind: Rtm
     flags: Flag
     payload: bytes
-
-
-Attributes = Mapping[int, bytes]
-"""Attribute number to payload."""
 
 
 def attribute(kind: int, payload: bytes) -> bytes:

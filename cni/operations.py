@@ -6,8 +6,6 @@ raise the link; mark the attachment ready. A failure anywhere undoes all of it.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +13,11 @@ from typing import Any, Protocol
 
 import structlog
 
-from cni import links, netns
+from cni import delegation, links, netns
 from cni.ipam import Record, Store
 from cni.netlink import NetlinkError
 from cni.node import BRIDGE_MAC, Node, gateways
 from cni.protocol import (
-    ADDRESS_FAILURE,
     CHECK_FAILURE,
     INVALID_CONFIGURATION,
     INVALID_ENVIRONMENT,
@@ -33,11 +30,8 @@ from cni.protocol import (
     Result,
     success,
 )
-from enforcer.model.addresses import Address, Family, Network, family_of, format_address, parse_address
+from enforcer.model.addresses import Address, Family, Network, format_address
 from enforcer.model.objects import Attachment
-
-_IPAM_SECONDS = 10
-_LINK_LOCAL_GATEWAYS = {Family.V4: parse_address("169.254.1.1"), Family.V6: parse_address("fe80::1")}
 
 log = structlog.get_logger()
 
@@ -83,13 +77,21 @@ class Operations:
         for record in self._store.records():
             if not record.ready or not links.exists(record.attachment.port):
                 log.info("attachment rolled back", attachment=record.attachment.key, pod=record.attachment.pod)
-                self._undo(record)
+                try:
+                    self._undo(record)
+                except CniError as error:
+                    # It stays pending, and so its addresses stay reserved, until a DEL or the next start.
+                    log.error("attachment not rolled back", attachment=record.attachment.key, error=str(error))
         return self.attachments()
 
     def set_pod_cidrs(self, networks: Sequence[Network]) -> None:
         """Take in the node's pod networks; attachments outside them stay."""
         self._networks = tuple(networks)
         self._node.set_networks(self._networks)
+
+    def gateways(self) -> tuple[Address, ...]:
+        """The node's own addresses on the pod network."""
+        return tuple(gateways(self._networks).values())
 
     def attachments(self) -> tuple[Attachment, ...]:
         """The attachments that are ready."""
@@ -151,29 +153,13 @@ class Operations:
         return success(result, request.config)
 
     def _reserve(self, request: Request) -> tuple[Record, Mapping[Family, Address]]:
-        mac = request.requested_mac or links.random_mac(request.container_id, request.ifname)
-        delegated = bool(request.config.ipam.get("type"))
-
-        def record_of(addresses: tuple[Address, ...]) -> Record:
-            attachment = Attachment(
-                container_id=request.container_id,
-                ifname=request.ifname,
-                pod=request.pod,
-                uid=request.args.get("K8S_POD_UID", ""),
-                addresses=addresses,
-                mac=mac,
-                port=links.port_name(request.container_id, request.ifname),
-            )
-            environment = dict(request.environment) if delegated else {}
-            return Record(attachment, request.config.name, request.raw_config, environment, ready=False)
-
-        if delegated:
-            addresses, ways = self._delegate_add(request)
-            record = record_of(addresses)
+        if request.config.ipam.get("type"):
+            addresses, ways = delegation.add(request.raw_config, request.environment)
+            record = _record(request, addresses)
             try:
                 self._store.reserve(record)
             except CniError:
-                _delegate(record, "DEL")
+                delegation.run("DEL", record.config, record.environment)
                 raise
             return record, ways
         if not self._networks:
@@ -181,26 +167,9 @@ class Operations:
                 TRY_AGAIN_LATER, "the node has no pod CIDR yet", "give the Node spec.podCIDRs, or the agent --pod-cidr"
             )
         with self._choosing:
-            record = record_of(self._store.choose(self._networks, request.requested_addresses))
+            record = _record(request, self._store.choose(self._networks, request.requested_addresses))
             self._store.reserve(record)
         return record, gateways(self._networks)
-
-    def _delegate_add(self, request: Request) -> tuple[tuple[Address, ...], Mapping[Family, Address]]:
-        record = Record(
-            Attachment(request.container_id, request.ifname, None, "", (), b"", ""),
-            request.config.name,
-            request.raw_config,
-            dict(request.environment),
-            ready=False,
-        )
-        result = _delegate(record, "ADD")
-        try:
-            found = [(parse_address(ip["address"].partition("/")[0]), ip.get("gateway")) for ip in result["ips"]]
-            ways = {family_of(a): parse_address(g) if g else _LINK_LOCAL_GATEWAYS[family_of(a)] for a, g in found}
-        except (KeyError, TypeError, ValueError) as error:
-            _delegate(record, "DEL")
-            raise CniError(ADDRESS_FAILURE, "the IPAM plugin's result is not valid", repr(error)) from error
-        return tuple(address for address, _ in found), ways
 
     def _pod_netns(self, request: Request) -> int:
         if request.netns is None:
@@ -231,7 +200,7 @@ class Operations:
                 CHECK_FAILURE, f"port {attachment.port} of {attachment.key} is not isolated", "delete the pod"
             )
         if record.environment:
-            _delegate(record, "CHECK")
+            delegation.run("CHECK", record.config, record.environment)
 
     def _delete(self, container_id: str, ifname: str, request: Request | None = None) -> None:
         record = self._store.record(container_id, ifname)
@@ -239,11 +208,7 @@ class Operations:
             self._undo(record)
         elif request is not None and request.config.ipam.get("type"):
             # An ADD that was killed between the IPAM plugin and our own state has left the plugin's.
-            attachment = Attachment(container_id, ifname, None, "", (), b"", "")
-            _delegate(
-                Record(attachment, request.config.name, request.raw_config, dict(request.environment), ready=False),
-                "DEL",
-            )
+            delegation.run("DEL", request.raw_config, request.environment)
 
     def _undo(self, record: Record) -> None:
         """Link, policy, delegated address, allocation: each may be gone already."""
@@ -253,7 +218,7 @@ class Operations:
         except Exception as error:
             raise _failure(error, "DEL") from error
         if record.environment:
-            _delegate(record, "DEL")
+            delegation.run("DEL", record.config, record.environment)
         self._store.release(record.attachment)
 
     def _gc(self, request: Request) -> None:
@@ -307,27 +272,19 @@ def _failure(error: Exception, command: str) -> CniError:
             return CniError(LINK_FAILURE, f"{command} failed unexpectedly: {error!r}", "see the agent's log")
 
 
-def _delegate(record: Record, command: str) -> dict[str, Any]:
-    """Run the configuration's IPAM plugin (specification, section 4)."""
-    kind = str(json.loads(record.config)["ipam"]["type"])
-    if "/" in kind:
-        raise CniError(INVALID_CONFIGURATION, f"ipam.type {kind!r} is not a name")
-    folders = filter(None, record.environment.get("CNI_PATH", "").split(":"))
-    executable = next((path for folder in folders if (path := Path(folder, kind)).is_file()), None)
-    if executable is None:
-        raise CniError(INVALID_CONFIGURATION, f"the IPAM plugin {kind!r} is not in CNI_PATH")
-    environment = {k: v for k, v in record.environment.items() if k.startswith("CNI_")} | {"CNI_COMMAND": command}
-    try:
-        done = subprocess.run(  # noqa: S603 - CNI_PATH is the runtime's
-            [executable], input=record.config, env=environment, capture_output=True, timeout=_IPAM_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise CniError(ADDRESS_FAILURE, f"the IPAM plugin {kind!r} did not run", str(error)) from error
-    if done.returncode != 0:
-        said = done.stdout.decode(errors="replace").strip() or done.stderr.decode(errors="replace").strip()
-        raise CniError(ADDRESS_FAILURE, f"the IPAM plugin {kind!r} failed at {command}", said)
-    answer: dict[str, Any] = json.loads(done.stdout or b"{}")
-    return answer
+def _record(request: Request, addresses: tuple[Address, ...]) -> Record:
+    """What is kept of a request; the environment only where a delegated plugin is to be undone with it."""
+    attachment = Attachment(
+        container_id=request.container_id,
+        ifname=request.ifname,
+        pod=request.pod,
+        uid=request.args.get("K8S_POD_UID", ""),
+        addresses=addresses,
+        mac=request.requested_mac or links.default_mac(request.container_id, request.ifname),
+        port=links.port_name(request.container_id, request.ifname),
+    )
+    environment = dict(request.environment) if request.config.ipam.get("type") else {}
+    return Record(attachment, request.config.name, request.raw_config, environment, ready=False)
 
 
 def _flag(port: str, name: str) -> str:
