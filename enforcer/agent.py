@@ -20,11 +20,11 @@ from cni.operations import EnforcerUnavailable, Operations
 from cni.server import CniServer
 from enforcer.config import Config
 from enforcer.control import ControlError, ControlServer
-from enforcer.explain import Question, QuestionError, explain
+from enforcer.explain import Evidence, Question, QuestionError, explain
 from enforcer.kernel.netlink import TableWatch
 from enforcer.kernel.nftables import Tables
 from enforcer.model.addresses import Network, format_address
-from enforcer.model.objects import Attachment, Direction
+from enforcer.model.objects import Attachment
 from enforcer.model.objects import Node as NodeObject
 from enforcer.observe.health import HealthServer
 from enforcer.observe.metrics import KernelCollector, Metrics
@@ -130,7 +130,7 @@ class Agent:
     def _follow_node(self, node: NodeObject) -> None:
         try:
             self._operations.set_pod_cidrs(node.pod_cidrs)
-        except NetlinkError as error:
+        except (NetlinkError, OSError) as error:
             log.error(
                 "the node's pod CIDRs cannot be used", cidrs=[str(cidr) for cidr in node.pod_cidrs], error=str(error)
             )
@@ -207,34 +207,32 @@ class Agent:
             )
         return rows
 
-    def _policies(self, _: Mapping[str, Any]) -> list[dict[str, Any]]:
-        counters = self._reconciler.tables.counters()
-        return [
+    def _policies(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        packets = {name: counted for name, (counted, _) in self._reconciler.tables.counters().items()}
+        policies = [
             {
                 "policy": policy.key,
-                "directions": [direction.value for direction in policy.rules],
                 "pods": self._reconciler.selected(policy.key),
                 "rejected": policy.rejected,
                 "packets": {
-                    direction.value: counters.get(names.policy_chain(policy.key, direction), (0, 0))[0]
+                    direction.value: packets.get(names.policy_chain(policy.key, direction), 0)
                     for direction in policy.rules
                 },
             }
-            for policy in sorted(self._reconciler.cluster.policies.values(), key=lambda p: p.key)
-        ] + [
-            {
-                "policy": f"denied/{direction.value}",
-                "directions": [direction.value],
-                "pods": 0,
-                "rejected": None,
-                "packets": {direction.value: counters.get(f"denied/{direction.value}", (0, 0))[0]},
-            }
-            for direction in Direction
+            for policy in sorted(self._reconciler.cluster.policies.values(), key=lambda policy: policy.key)
         ]
+        denied = {name.partition("/")[2]: counted for name, counted in packets.items() if name.startswith("denied/")}
+        return {"policies": policies, "denied": denied}
 
     def _explain(self, arguments: Mapping[str, Any]) -> Sequence[Any]:
         tables = self._reconciler.tables
+        evidence = Evidence(
+            view=tables,
+            counters=tables.counters(),
+            node=self._operations.gateways(),
+            node_open=self._options.config.pod_to_own_node == "allow",
+        )
         try:
-            return explain(self._reconciler.cluster, Question(**arguments), tables, tables.counters())
+            return explain(self._reconciler.cluster, Question(**arguments), evidence)
         except QuestionError as error:
             raise ControlError(str(error)) from error

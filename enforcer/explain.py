@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -59,12 +60,22 @@ class QuestionError(Exception):
     """A question that has no answer; the text says what in it is not known."""
 
 
-def explain(
-    cluster: Cluster,
-    question: Question,
-    view: View | None = None,
-    counters: Mapping[str, tuple[int, int]] | None = None,
-) -> list[Flow]:
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What can be asked beside the model.
+
+    ``view`` are the rules (the kernel's, or a rendered ruleset's), ``counters`` packets and bytes by name.
+    ``node`` are the node's own addresses on the pod network, and ``node_open`` says that pods reach them whatever
+    their egress policy says.
+    """
+
+    view: View | None = None
+    counters: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    node: tuple[Address, ...] = ()
+    node_open: bool = False
+
+
+def explain(cluster: Cluster, question: Question, evidence: Evidence) -> list[Flow]:
     """Explain a flow for each family that both of its ends have.
 
     Raises:
@@ -72,22 +83,23 @@ def explain(
     """
     if question.protocol not in PROTOCOLS:
         raise QuestionError(f"{question.protocol}: not a protocol; use one of {', '.join(PROTOCOLS)}")
-    sources = _addresses(cluster, question.source)
-    destinations = _addresses(cluster, question.destination)
-    flows = []
-    for family in Family:
-        source, destination = (_of_family(ends, family) for ends in (sources, destinations))
-        if (source is None and question.source != NODE) or (destination is None and question.destination != NODE):
-            continue
-        flows.append(_flow(cluster, question, (source, destination), view=view, counters=counters or {}))
+    ends = [_addresses(cluster, end, evidence) for end in (question.source, question.destination)]
+    pairs = [tuple(_of_family(addresses, family) for addresses in ends) for family in Family]
+    flows = [
+        _flow(cluster, question, Packet(source, destination, PROTOCOLS[question.protocol], question.port), evidence)
+        for source, destination in pairs
+        if source is not None and destination is not None
+    ]
     if not flows:
         raise QuestionError(f"{question.source} and {question.destination} have no IP family in common")
     return flows
 
 
-def _addresses(cluster: Cluster, end: str) -> tuple[Address, ...]:
+def _addresses(cluster: Cluster, end: str, evidence: Evidence) -> tuple[Address, ...]:
     if end == NODE:
-        return ()
+        if not evidence.node:
+            raise QuestionError(f"{NODE}: its addresses on the pod network are not known here; name one")
+        return evidence.node
     if "/" in end:
         for endpoint in cluster.endpoints.values():
             if endpoint.key.split(" ")[0] == end:
@@ -103,23 +115,18 @@ def _of_family(addresses: tuple[Address, ...], family: Family) -> Address | None
     return next((address for address in addresses if family_of(address) is family), None)
 
 
-def _flow(
-    cluster: Cluster,
-    question: Question,
-    ends: tuple[Address | None, Address | None],
-    *,
-    view: View | None,
-    counters: Mapping[str, tuple[int, int]],
-) -> Flow:
-    source, destination = ends
-    answers = []
-    if source is not None:
-        answers.append(_answer(cluster, question, Direction.EGRESS, ends=ends, view=view, counters=counters))
-    if source is not None and destination is not None:
-        answers.append(_answer(cluster, question, Direction.INGRESS, ends=ends, view=view, counters=counters))
+def _flow(cluster: Cluster, question: Question, packet: Packet, evidence: Evidence) -> Flow:
+    if packet.source in evidence.node:
+        reason = "what a node sends to its own pods is not filtered"
+        answers = [Answer(direction=Direction.INGRESS.value, allowed=True, pod=question.destination, reason=reason)]
+    elif packet.destination in evidence.node:
+        answers = [_answer(cluster, question, packet, evidence, direction=Direction.EGRESS)]
+    else:
+        directions = (Direction.EGRESS, Direction.INGRESS)
+        answers = [_answer(cluster, question, packet, evidence, direction=direction) for direction in directions]
     return Flow(
-        source=question.source if source is None else format_address(source),
-        destination=question.destination if destination is None else format_address(destination),
+        source=format_address(packet.source),
+        destination=format_address(packet.destination),
         protocol=question.protocol,
         port=question.port,
         allowed=all(answer.allowed for answer in answers),
@@ -128,33 +135,28 @@ def _flow(
 
 
 def _answer(
-    cluster: Cluster,
-    question: Question,
-    direction: Direction,
-    *,
-    ends: tuple[Address | None, Address | None],
-    view: View | None,
-    counters: Mapping[str, tuple[int, int]],
+    cluster: Cluster, question: Question, packet: Packet, evidence: Evidence, *, direction: Direction
 ) -> Answer:
-    source, destination = ends
-    assumed = destination or bytes(len(source or b""))
-    decision = decide(
-        cluster, Packet(source or assumed, assumed, PROTOCOLS[question.protocol], question.port), direction
-    )
+    to_node = packet.destination in evidence.node
+    decision = decide(cluster, packet, direction)
+    allowed = decision.allowed or (to_node and evidence.node_open)
+    reason = "the agent lets pods reach their own node (podToOwnNode)" if allowed and not decision.allowed else ""
+    here = any(cluster.endpoints[key].local for key in decision.endpoints)
     outcome = None
-    if view is not None:
-        chain = "to-pod" if direction is Direction.INGRESS else "from-pod" if destination is not None else "to-node"
-        outcome = evaluate(view, chain, _fields(source or assumed, assumed, question))
+    if evidence.view is not None and here:
+        # Another node's pod is judged there; this kernel has no rules for it.
+        chain = "to-pod" if direction is Direction.INGRESS else "to-node" if to_node else "from-pod"
+        outcome = evaluate(evidence.view, chain, _fields(packet, question.protocol))
     counter = _counter(outcome)
     return Answer(
         direction=direction.value,
-        allowed=decision.allowed,
+        allowed=allowed,
         pod=", ".join(decision.endpoints),
-        reason=_reason(decision),
-        advice="" if decision.allowed else _advice(decision, question),
+        reason=(reason or _reason(decision)) + ("" if here or not decision.endpoints else "; judged on the pod's node"),
+        advice="" if allowed else _advice(decision, question),
         kernel=None if outcome is None else outcome.rule or "no rule: the chain's policy accepts",
-        agrees=None if outcome is None else outcome.accepted is decision.allowed,
-        packets=counters[counter][0] if counter in counters else None,
+        agrees=None if outcome is None else outcome.accepted is allowed,
+        packets=evidence.counters[counter][0] if counter in evidence.counters else None,
     )
 
 
@@ -185,18 +187,18 @@ def _advice(decision: Decision, question: Question) -> str:
     )
 
 
-def _fields(source: Address, destination: Address, question: Question) -> dict[str, str]:
-    v4 = family_of(source) is Family.V4
+def _fields(packet: Packet, protocol: str) -> dict[str, str]:
+    v4 = family_of(packet.source) is Family.V4
     ip = "ip" if v4 else "ip6"
     fields = {
-        f"{ip} saddr": format_address(source),
-        f"{ip} daddr": format_address(destination),
+        f"{ip} saddr": format_address(packet.source),
+        f"{ip} daddr": format_address(packet.destination),
         "meta nfproto": "ipv4" if v4 else "ipv6",
-        "meta l4proto": question.protocol,
+        "meta l4proto": protocol,
         "ct state": "new",
     }
-    if question.port is not None:
-        fields |= {f"{question.protocol} dport": str(question.port), "th dport": str(question.port)}
+    if packet.port is not None:
+        fields |= {f"{protocol} dport": str(packet.port), "th dport": str(packet.port)}
     return fields
 
 

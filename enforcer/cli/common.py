@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,14 @@ def asked(directory: Path, operation: str, *, seconds: float = 10.0, **arguments
 def print_json(value: object) -> None:
     """Print a value as indented JSON."""
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+
+
+def show(answer: object, form: str, text: Callable[[], None]) -> None:
+    """Print an answer as JSON, or as ``text`` prints it."""
+    if form == "json":
+        print_json(answer)
+    else:
+        text()
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

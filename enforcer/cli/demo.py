@@ -16,7 +16,7 @@ from rich.table import Table
 
 import enforcer
 from enforcer.cli import common
-from enforcer.cli.inspect import print_flow
+from enforcer.cli.inspect import print_flows
 from enforcer.demo.lab import Lab, LabError
 from enforcer.explain import Flow
 
@@ -81,7 +81,7 @@ def _show(folder: Path, executable: Path) -> bool:
         flows = msgspec.convert(
             lab.ask("explain", source="shop/frontend", destination="shop/db", protocol="tcp", port=5432), list[Flow]
         )
-        print_flow(flows[0])
+        print_flows(flows[:1])
         right &= not flows[0].allowed and all(answer.agrees for flow in flows for answer in flow.answers)
 
         milliseconds = _edit(lab, source / "policies.yaml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import msgspec
 
 from enforcer import offline
 from enforcer.cli import common
-from enforcer.explain import Flow, Question, QuestionError
+from enforcer.explain import Evidence, Flow, Question, QuestionError
 from enforcer.explain import explain as explain_flow
 from enforcer.ruleset.evaluate import RulesetView
 
@@ -24,10 +25,7 @@ def status(run_dir: Path, wait: float, output: str) -> None:
     """Say whether the kernel holds all that the source holds; exit 0 if so, else 1."""
     # Without --wait the loop still gets a moment to answer in.
     answer = common.asked(run_dir, "status", seconds=wait + 10, wait=max(wait, 1.0))
-    if output == "json":
-        common.print_json(answer)
-    else:
-        _print_status(answer)
+    common.show(answer, output, lambda: _print_status(answer))
     sys.exit(0 if answer["synced"] else 1)
 
 
@@ -50,46 +48,41 @@ def _print_status(answer: dict[str, Any]) -> None:
 def pods(run_dir: Path, output: str) -> None:
     """List the pods that the agent knows, with their addresses."""
     answer = common.asked(run_dir, "pods")
-    if output == "json":
-        common.print_json(answer)
-        return
-    common.print_table(
-        ["POD", "ADDRESSES", "NODE", "PORT", "STANDING"],
+    columns = ["POD", "ADDRESSES", "NODE", "PORT", "STANDING"]
+    rows = [
         [
-            [
-                row["pod"],
-                ", ".join(row["addresses"]),
-                "this" if row["local"] else "other",
-                row["port"] or "-",
-                row["standing"],
-            ]
-            for row in answer
-        ],
-    )
+            row["pod"],
+            ", ".join(row["addresses"]),
+            "this" if row["local"] else "other",
+            row["port"] or "-",
+            row["standing"],
+        ]
+        for row in answer
+    ]
+    common.show(answer, output, lambda: common.print_table(columns, rows))
 
 
 @click.command()
 @common.run_dir
 @common.output
 def policies(run_dir: Path, output: str) -> None:
-    """List policies with the packets that each allowed, and what was denied."""
+    """List policies with the packets that each allowed, and count what was denied."""
     answer = common.asked(run_dir, "policies")
-    if output == "json":
-        common.print_json(answer)
-        return
-    common.print_table(
-        ["POLICY", "TYPES", "PODS HERE", "PACKETS", "REJECTED"],
-        [
-            [
-                row["policy"],
-                ", ".join(row["directions"]),
-                str(row["pods"]),
-                ", ".join(f"{direction} {packets}" for direction, packets in row["packets"].items()),
-                row["rejected"] or "-",
-            ]
-            for row in answer
-        ],
-    )
+    common.show(answer, output, lambda: _print_policies(answer))
+
+
+def _print_policies(answer: dict[str, Any]) -> None:
+    columns = ["POLICY", "PODS HERE", "PACKETS ALLOWED", "REJECTED"]
+    rows = [
+        [row["policy"], str(row["pods"]), _counted(row["packets"]), row["rejected"] or "-"]
+        for row in answer["policies"]
+    ]
+    common.print_table(columns, rows)
+    click.echo(f"packets denied: {_counted(answer['denied'])}")
+
+
+def _counted(packets: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in packets.items())
 
 
 @click.command()
@@ -110,17 +103,13 @@ def explain(source: str, destination: str, port: str, run_dir: Path, files: tupl
     if files:
         try:
             read = offline.read(files)
-            flows = explain_flow(read.cluster, question, RulesetView(read.ruleset))
+            flows = explain_flow(read.cluster, question, Evidence(view=RulesetView(read.ruleset)))
         except (QuestionError, OSError) as error:
             raise click.ClickException(str(error)) from error
     else:
         answer = common.asked(run_dir, "explain", **msgspec.to_builtins(question))
         flows = msgspec.convert(answer, list[Flow])
-    if output == "json":
-        common.print_json(flows)
-    else:
-        for flow in flows:
-            print_flow(flow)
+    common.show(flows, output, lambda: print_flows(flows))
     sys.exit(0 if all(flow.allowed for flow in flows) else 1)
 
 
@@ -133,8 +122,13 @@ def _question(source: str, destination: str, port: str) -> Question:
     return Question(source=source, destination=destination, protocol=protocol or "tcp", port=int(number))
 
 
-def print_flow(flow: Flow) -> None:
-    """Print an explanation for people."""
+def print_flows(flows: Sequence[Flow]) -> None:
+    """Print explanations for people."""
+    for flow in flows:
+        _print_flow(flow)
+
+
+def _print_flow(flow: Flow) -> None:
     out = common.console()
     verdict = "[bold green]allowed[/]" if flow.allowed else "[bold red]denied[/]"
     port = flow.protocol if flow.port is None else f"{flow.port}/{flow.protocol}"

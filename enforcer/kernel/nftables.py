@@ -108,10 +108,6 @@ class Tables:
             if (counter := entry.get("counter"))
         }
 
-    def listing(self, table: Table) -> str:
-        """What ``nft list table`` prints."""
-        return self._command(f"list table {table}")
-
     def rules(self, chain: str) -> list[str]:
         """The rules of a chain of the policy table as nft prints them; empty if there is no such chain."""
         try:

@@ -94,10 +94,6 @@ class PolicyIndex:
         """The present state, for ``resolve`` and ``verdict``: live views, to be read on the owner's thread."""
         return Cluster(self._namespaces, self._endpoints, self._policies)
 
-    def in_force(self, key: str) -> bool:
-        """Whether a policy selects a pod of this node."""
-        return bool(self._selected.get(key))
-
     def selected(self, key: str) -> int:
         """How many endpoints of this node a policy selects."""
         return len(self._selected.get(key, ()))
