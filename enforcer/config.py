@@ -20,7 +20,7 @@ class Config(msgspec.Struct, rename="camel", frozen=True, forbid_unknown_fields=
         unknown_pod_wait_seconds: how long a CNI ADD waits for the object of its pod.
         pod_to_own_node: whether a pod's traffic to its own node follows its egress policy, or always passes.
         bridge_netfilter: whether to set net.bridge.bridge-nf-call-ip(6)tables to 0, or leave them alone.
-        metrics_address: ``host:port`` of /metrics, /livez and /readyz; empty for none.
+        metrics_address: ``host:port`` (``[host]:port`` for IPv6) of /metrics, /livez and /readyz; empty for none.
         log_format: ``json``, ``console``, or ``auto``: console on a terminal.
         log_level: the least severe level that is logged; ``debug`` adds elements.
     """
@@ -29,7 +29,7 @@ class Config(msgspec.Struct, rename="camel", frozen=True, forbid_unknown_fields=
     unknown_pod_wait_seconds: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.5
     pod_to_own_node: Literal["policy", "allow"] = "policy"
     bridge_netfilter: Literal["disable", "leave"] = "disable"
-    metrics_address: str = ""
+    metrics_address: Annotated[str, msgspec.Meta(pattern=r"^$|^[^:]+:\d+$|^\[.+\]:\d+$")] = ""
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

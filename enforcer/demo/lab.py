@@ -20,7 +20,7 @@ from enforcer.control import ControlError, ask
 
 NETNS = Path("/run/netns")
 _START_SECONDS = 20.0
-# A first packet may be lost while a new link wakes up; TCP sends it again after a second.
+# A busy machine may lose a packet; TCP sends it again after a second.
 _PROBE_SECONDS = 1.5
 
 
@@ -47,12 +47,22 @@ class Pod:
 class Lab:
     """One node with its agent; a context manager that removes all that it made."""
 
-    def __init__(self, *, name: str, source: Path, run_dir: Path, executable: Path, pod_cidrs: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        source: Path,
+        run_dir: Path,
+        executable: Path,
+        pod_cidrs: tuple[str, ...],
+        config: Path | None = None,
+    ) -> None:
         self.name = name
         self.run_dir = run_dir
         self._source = source
         self._executable = executable
-        self._pod_cidrs = pod_cidrs
+        self._options = [word for cidr in pod_cidrs for word in ("--pod-cidr", cidr)]
+        self._options += ["--config", str(config)] if config else []
         self._own = netns.open_own()
         self.descriptor = -1
         self._agent: subprocess.Popen[bytes] | None = None
@@ -93,14 +103,13 @@ class Lab:
 
     def start_agent(self) -> None:
         """Start the agent in the node's namespace, and wait until it is in sync."""
-        cidrs = [word for cidr in self._pod_cidrs for word in ("--pod-cidr", cidr)]
         self.run_dir.mkdir(parents=True, exist_ok=True)
         with (self.run_dir / "agent.log").open("ab") as log:
+            words = ["ip", "netns", "exec", self.name, sys.executable, "-m", "enforcer", "agent"]
+            words += ["--source", str(self._source), "--node-name", self.name, "--run-dir", str(self.run_dir)]
             self._agent = subprocess.Popen(  # noqa: S603 - our own words
-                ["ip", "netns", "exec", self.name, sys.executable, "-m", "enforcer", "agent",  # noqa: S607
-                 "--source", str(self._source), "--node-name", self.name, "--run-dir", str(self.run_dir), *cidrs],
-                stdin=subprocess.DEVNULL, stderr=log, start_new_session=True,
-            )  # fmt: skip
+                words + self._options, stdin=subprocess.DEVNULL, stderr=log, start_new_session=True
+            )
         deadline = time.monotonic() + _START_SECONDS
         while True:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -16,6 +17,10 @@ Check = Callable[[], str | None]
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
 
 
 class _Quiet(WSGIRequestHandler):
@@ -44,13 +49,9 @@ class HealthServer:
             return [f"{reason or 'ok'}\n".encode()]
 
         host, _, port = address.rpartition(":")
-        self._server = make_server(host.strip("[]"), int(port), application, _Server, _Quiet)
+        server = _Server6 if ":" in host else _Server
+        self._server = make_server(host.strip("[]"), int(port), application, server, _Quiet)
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
-
-    @property
-    def port(self) -> int:
-        """The port that is listened on."""
-        return self._server.server_port
 
     def start(self) -> None:
         """Start to serve."""

@@ -22,7 +22,7 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         self._transactions = Histogram(
             "drawbridge_transaction_seconds",
-            "Time from the first event of a transaction's changes being applied to the kernel's commit.",
+            "Time to word a transaction and have the kernel commit it.",
             ["kind"],
             buckets=_SECONDS,
             registry=self.registry,

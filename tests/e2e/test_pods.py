@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -275,3 +276,50 @@ def test_without_a_pod_cidr_option_the_node_object_gives_it_even_when_it_comes_l
         put(source / "node.yaml", node)
         lab.status()
         assert lab.add_pod("x/db").addresses == ["10.96.0.2"]
+
+
+def test_metrics_and_probes_are_served_where_the_configuration_says(tmp_path: Path, source: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("metricsAddress: '[::]:9841'\n")
+    put(source / "policy.yaml", WEB_TO_DB)
+    with Lab(name=f"dbtest-{os.getpid()}-metrics", source=source, run_dir=tmp_path / "run", executable=EXECUTABLE,
+             pod_cidrs=("10.99.0.0/24",), config=config) as lab:  # fmt: skip
+        db = lab.add_pod("x/db")
+
+        def page(path: str) -> str:
+            with lab.inside(db.descriptor):
+                asked = socket.create_connection(("10.99.0.1", 9841), 2)
+            with asked, asked.makefile("rb") as reply:
+                asked.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+                return reply.read().decode()
+
+        assert " 200 OK" in page("/livez")
+        assert " 200 OK" in page("/readyz")
+        assert " 404 " in page("/other")
+        metrics = page("/metrics")
+        assert "drawbridge_synced 1.0" in metrics
+        assert 'drawbridge_rule_packets_total{counter="denied/ingress"} 0.0' in metrics
+
+
+def test_a_configuration_that_is_not_understood_ends_the_agent_with_the_key(tmp_path: Path, source: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("unknownPods: maybe\n")
+    command = [sys.executable, "-m", "enforcer", "agent", "--source", str(source), "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    assert done.returncode != 0
+    assert str(config) in done.stderr
+    assert "unknownPods" in done.stderr
+
+
+def test_status_and_gc_serve_runtimes_of_version_1_1(lab: Lab) -> None:
+    kept, lost = lab.add_pod("x/web"), lab.add_pod("x/db")
+    assert lab.cni("STATUS", "x/web", config={"cniVersion": "1.1.0"}).returncode == 0
+    valid = [{"containerID": kept.namespace, "ifname": "eth0"}]
+    config = {"cniVersion": "1.1.0", "cni.dev/valid-attachments": valid}
+    assert lab.cni("GC", "x/web", config=config | {"name": "another"}).returncode == 0
+    assert lab.status()["attachments"] == 2
+    assert lab.cni("GC", "x/web", config=config).returncode == 0
+    assert lab.status()["attachments"] == 1
+    assert [row["pod"] for row in lab.ask("pods")] == ["x/web"]
+    assert lost.addresses[0] not in lab.nft("list", "ruleset")
+    assert lab.cni("GC", "x/web", config={"cniVersion": "1.0.0"}).returncode == 1

@@ -138,7 +138,7 @@ def test_the_kernel_decides_as_the_api_reads(lab: Lab, source: Path) -> None:
         )
         for key in PODS
     }
-    # A first packet may be lost while a new link wakes up.
+    # Without policies every pair connects, so a connection that is missing later was denied.
     everything = len(PODS) * (len(PODS) - 1) * len(LISTENED) * 2
     assert any(len(connected(lab)) == everything for _ in range(10))
     addresses = [[endpoint.addresses[family] for endpoint in endpoints.values()] for family in (0, 1)]
