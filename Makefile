@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 CNI := build/cni/drawbridge
 
 RUN_PACKAGES := python3-venv python3-nftables nftables iproute2 gcc libc6-dev
-TEST_PACKAGES := containernetworking-plugins
+TEST_PACKAGES := containernetworking-plugins containerd runc busybox-static
 
 CFLAGS := -std=c17 -O2 -static -D_GNU_SOURCE -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wformat=2 -Werror \
 	-D_FORTIFY_SOURCE=2 -fstack-protector-strong

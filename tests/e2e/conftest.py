@@ -40,6 +40,12 @@ spec:
 """
 
 
+def put(path: Path, text: str) -> None:
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(text)
+    scratch.rename(path)
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     folder = tmp_path / "manifests"

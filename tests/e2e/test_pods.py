@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from enforcer.demo.lab import Lab, LabError
-from tests.e2e.conftest import EXECUTABLE, PODS, WEB_TO_DB
+from tests.e2e.conftest import EXECUTABLE, PODS, WEB_TO_DB, put
 
 pytestmark = pytest.mark.netns
 PG, OTHER = 5432, 80
@@ -28,12 +28,6 @@ def pair(lab: Lab):
     lab.listen(db, PG)
     lab.listen(db, OTHER)
     return db, web
-
-
-def put(path: Path, text: str) -> None:
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(text)
-    scratch.rename(path)
 
 
 def test_pods_without_policies_reach_each_other_over_both_families(lab: Lab, pair) -> None:
