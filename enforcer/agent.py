@@ -33,6 +33,7 @@ from enforcer.reconcile.reconciler import NotReadyError, Reconciler, Settings
 from enforcer.ruleset.objects import Table
 from enforcer.sources.directory import DirectorySource
 from enforcer.translate import names
+from enforcer.translate.rules import BaseSettings
 
 log = structlog.get_logger()
 
@@ -83,7 +84,9 @@ class Agent:
             node=options.node,
             unknown_pods_allowed=config.unknown_pods == "allow",
             unknown_pod_wait=config.unknown_pod_wait_seconds,
-            pod_to_own_node=config.pod_to_own_node == "allow",
+            base=BaseSettings(
+                pod_to_own_node=config.pod_to_own_node == "allow", revoked_mark=config.revoked_connection_mark
+            ),
         )
         self._reconciler = Reconciler(Tables(), settings, self._metrics)
         self._source = DirectorySource(options.source, changes=self._reconciler.changes, synced=self._reconciler.synced)

@@ -19,6 +19,8 @@ class Config(msgspec.Struct, rename="camel", frozen=True, forbid_unknown_fields=
         unknown_pods: what a pod may do that was attached but whose object is not known.
         unknown_pod_wait_seconds: how long a CNI ADD waits for the object of its pod.
         pod_to_own_node: whether a pod's traffic to its own node follows its egress policy, or always passes.
+        revoked_connection_mark: the bit of the conntrack mark that says: policy does not allow this established flow.
+            Take another one where another program uses that bit; 0 lets established flows go on.
         bridge_netfilter: whether to set net.bridge.bridge-nf-call-ip(6)tables to 0, or leave them alone.
         metrics_address: ``host:port`` (``[host]:port`` for IPv6) of /metrics, /livez and /readyz; empty for none.
         log_format: ``json``, ``console``, or ``auto``: console on a terminal.
@@ -28,10 +30,15 @@ class Config(msgspec.Struct, rename="camel", frozen=True, forbid_unknown_fields=
     unknown_pods: Literal["deny", "allow"] = "deny"
     unknown_pod_wait_seconds: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.5
     pod_to_own_node: Literal["policy", "allow"] = "policy"
+    revoked_connection_mark: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0x02000000
     bridge_netfilter: Literal["disable", "leave"] = "disable"
     metrics_address: Annotated[str, msgspec.Meta(pattern=r"^$|^[^:]+:\d+$|^\[.+\]:\d+$")] = ""
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    def __post_init__(self) -> None:
+        if self.revoked_connection_mark & (self.revoked_connection_mark - 1):
+            raise ValueError(f"`revokedConnectionMark` must be one bit or 0, got {self.revoked_connection_mark:#x}")
 
 
 def load(path: Path | None) -> Config:

@@ -2,7 +2,7 @@
 
 libnftables fetches the elements of every interval set of every table before it adds one element; a raw batch costs
 tens of microseconds whatever else the kernel holds. Only elements go this way; structure goes as text.
-Message and attribute numbers are those of linux/netfilter/nf_tables.h and nfnetlink.h.
+Message and attribute numbers are those of linux/netfilter/nf_tables.h.
 """
 
 from __future__ import annotations
@@ -13,28 +13,20 @@ import struct
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
+from enforcer.kernel import nfnetlink
 from enforcer.ruleset.objects import PLAIN, Element, Set, Table
 from enforcer.ruleset.ruleset import Elements
 
-_NETLINK_NETFILTER = 12
-_SOL_NETLINK, _NETLINK_EXT_ACK, _NETLINK_CAP_ACK = 270, 11, 10
-_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
-_NLMSG_ERROR = 2
-_REQUEST, _ACK, _CREATE = 0x001, 0x004, 0x400
 _NFNLGRP_NFTABLES = 7
 _SUBSYSTEM = 10
 _BATCH_BEGIN, _BATCH_END, _BATCH_GENID = 0x10, 0x11, 1
 _NEWSETELEM, _DELSETELEM, _NEWGEN, _GETGEN = (_SUBSYSTEM << 8 | n for n in (12, 14, 15, 16))
-_NESTED = 0x8000
 _GOTO = -4
 _TABLE = "drawbridge"
 _FAMILIES = {Table.POLICY: 1, Table.GUARD: 7}
 # A message's elements are one attribute, whose length has 16 bits.
 _ELEMENTS_A_MESSAGE = 256
-_BUFFER = 16 << 20
 
-_header = struct.Struct("=IHHII")
-_attribute = struct.Struct("=HH")
 _be32 = struct.Struct(">I")
 
 
@@ -46,68 +38,33 @@ class BatchError(Exception):
         self.errno = number
 
 
-def _attr(kind: int, payload: bytes) -> bytes:
-    return _attribute.pack(len(payload) + 4, kind) + payload + bytes(-len(payload) % 4)
-
-
-def _nest(kind: int, *attributes: bytes) -> bytes:
-    return _attr(kind | _NESTED, b"".join(attributes))
-
-
-def _text(kind: int, text: str) -> bytes:
-    return _attr(kind, text.encode() + b"\0")
-
-
-def _message(kind: int, flags: int, family: int, payload: bytes, *, resource: int = 0) -> bytes:
-    body = struct.pack(">BBH", family, 0, resource) + payload
-    return _header.pack(len(body) + 16, kind, _REQUEST | flags, 0, 0) + body
-
-
 def _element(key: bytes, element: Element) -> bytes:
-    attributes = _nest(1, _attr(1, key))
+    parts = nfnetlink.nest(1, nfnetlink.attr(1, key))
     if element.goto is not None:
-        verdict = _nest(2, _attr(1, struct.pack(">i", _GOTO)), _text(2, element.goto))
-        attributes += _nest(2, verdict)
+        verdict = nfnetlink.nest(2, nfnetlink.attr(1, struct.pack(">i", _GOTO)), nfnetlink.text(2, element.goto))
+        parts += nfnetlink.nest(2, verdict)
     if element.comment:
         comment = element.comment.encode() + b"\0"
-        attributes += _attr(6, bytes([0, len(comment)]) + comment)
-    return _nest(1, attributes)
+        parts += nfnetlink.attr(6, bytes([0, len(comment)]) + comment)
+    return nfnetlink.nest(1, parts)
 
 
 def _element_messages(kind: int, flags: int, of: Set, elements: Iterable[tuple[bytes, Element]]) -> Iterator[bytes]:
     rest = iter(elements)
-    where = _text(1, _TABLE) + _text(2, of.name)
+    where = nfnetlink.text(1, _TABLE) + nfnetlink.text(2, of.name)
     while chunk := list(islice(rest, _ELEMENTS_A_MESSAGE)):
-        payload = where + _nest(3, *(_element(key, element) for key, element in chunk))
-        yield _message(kind, flags, _FAMILIES[of.table], payload)
+        payload = where + nfnetlink.nest(3, *(_element(key, element) for key, element in chunk))
+        yield nfnetlink.message(kind, flags, _FAMILIES[of.table], payload)
 
 
-def _open(groups: int = 0) -> socket.socket:
-    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-    opened.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
-    opened.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)
-    opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
-    opened.bind((0, groups))
-    return opened
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and payload of each netlink message of a datagram."""
-    offset = 0
-    while offset + 16 <= len(data):
-        length, kind = struct.unpack_from("=IH", data, offset)
-        yield kind, data[offset + 16 : offset + length]
-        offset += -(-length // 4) * 4
-
-
-_OUR_TABLE = _text(1, _TABLE)
+_OUR_TABLE = nfnetlink.text(1, _TABLE)
 
 
 class ElementSocket:
     """Commits element changes, and reads the generation id. For one thread."""
 
     def __init__(self) -> None:
-        self._socket = _open()
+        self._socket = nfnetlink.open_socket()
 
     def close(self) -> None:
         """Close the socket."""
@@ -115,8 +72,8 @@ class ElementSocket:
 
     def generation(self) -> int:
         """The id of the ruleset's present generation; each commit, of whomever, adds one."""
-        self._socket.send(_message(_GETGEN, 0, 0, b""))
-        for kind, payload in _messages(self._socket.recv(4096)):
+        self._socket.send(nfnetlink.message(_GETGEN, 0, 0, b""))
+        for kind, payload in nfnetlink.messages(self._socket.recv(4096)):
             if kind == _NEWGEN:
                 return _generation_id(payload)
         raise BatchError(errno.EPROTO)
@@ -128,15 +85,19 @@ class ElementSocket:
             BatchError: nothing was changed. ERESTART: the present generation is another than ``generation``;
                 ENOENT: a set, or an element to be removed, is not there.
         """
-        batch = [_message(_BATCH_BEGIN, 0, 0, _attr(_BATCH_GENID, _be32.pack(generation)), resource=_SUBSYSTEM)]
+        batch = [
+            nfnetlink.message(
+                _BATCH_BEGIN, 0, 0, nfnetlink.attr(_BATCH_GENID, _be32.pack(generation)), resource=_SUBSYSTEM
+            )
+        ]
         for change in changes:
             batch += _element_messages(_DELSETELEM, 0, change.set, ((key, PLAIN) for key in change.removed))
-            batch += _element_messages(_NEWSETELEM, _CREATE, change.set, change.added)
+            batch += _element_messages(_NEWSETELEM, nfnetlink.CREATE, change.set, change.added)
         # An acknowledgement of the last element tells a batch that was taken from one that was not read.
         last = bytearray(batch[-1])
-        struct.pack_into("=H", last, 6, struct.unpack_from("=H", last, 6)[0] | _ACK)
+        struct.pack_into("=H", last, 6, struct.unpack_from("=H", last, 6)[0] | nfnetlink.ACK)
         batch[-1] = bytes(last)
-        batch.append(_message(_BATCH_END, 0, 0, b"", resource=_SUBSYSTEM))
+        batch.append(nfnetlink.message(_BATCH_END, 0, 0, b"", resource=_SUBSYSTEM))
         self._socket.send(b"".join(batch))
         self._read_replies()
 
@@ -149,9 +110,9 @@ class ElementSocket:
                 data = self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
-            for kind, payload in _messages(data):
-                if kind == _NLMSG_ERROR:
-                    number = -struct.unpack_from("=i", payload)[0]
+            for kind, payload in nfnetlink.messages(data):
+                if kind == nfnetlink.ERROR:
+                    number = nfnetlink.error_of(payload)
                     acknowledged = acknowledged or number == 0
                     failed = failed or number
         if failed or not acknowledged:
@@ -167,7 +128,7 @@ class TableWatch:
     """Hears of every commit that touches our tables (NFNLGRP_NFTABLES), ours included. For one thread."""
 
     def __init__(self) -> None:
-        self._socket = _open(1 << (_NFNLGRP_NFTABLES - 1))
+        self._socket = nfnetlink.open_socket(1 << (_NFNLGRP_NFTABLES - 1))
         self._touched = False
 
     def close(self) -> None:
@@ -192,7 +153,7 @@ class TableWatch:
                     self._touched = False
                     return None
                 raise
-            for kind, payload in _messages(data):
+            for kind, payload in nfnetlink.messages(data):
                 if kind == _NEWGEN:
                     touched, self._touched = self._touched, False
                     if touched:

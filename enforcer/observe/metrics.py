@@ -37,6 +37,10 @@ class Metrics:
             "drawbridge_repairs", "Times that another process had changed our tables.", registry=self.registry
         )
 
+        self._revoked = Counter(
+            "drawbridge_flows_revoked", "Established flows cut because policy tightened.", registry=self.registry
+        )
+
     def committed(self, *, whole: bool, seconds: float, elements: int) -> None:
         """A transaction stands."""
         self._transactions.labels("whole" if whole else "change").observe(seconds)
@@ -49,6 +53,10 @@ class Metrics:
     def repaired(self) -> None:
         """Another process had changed our tables."""
         self._repairs.inc()
+
+    def revoked(self, flows: int) -> None:
+        """Established flows are dropped from now on."""
+        self._revoked.inc(flows)
 
 
 class KernelCollector(Collector):

@@ -88,6 +88,8 @@ class PolicyIndex:
         self._claims: dict[Address, dict[str, None]] = {}
         self._dispatch: dict[tuple[Direction, Address], Group] = {}
         self._group_sizes: dict[Group, int] = {}
+        # Addresses of which a flow may be judged otherwise than before.
+        self._affected: set[Address] = set()
 
     @property
     def cluster(self) -> Cluster:
@@ -97,6 +99,19 @@ class PolicyIndex:
     def selected(self, key: str) -> int:
         """How many endpoints of this node a policy selects."""
         return len(self._selected.get(key, ()))
+
+    def group(self, direction: Direction, address: Address) -> Group | None:
+        """Why a local address is isolated; None if it is not, or is not local."""
+        return self._dispatch.get((direction, address))
+
+    def holds(self, pod_set: PodSet, element: Element) -> bool:
+        """Whether a set in use holds an element."""
+        return element in self._sets[pod_set].counts
+
+    def take_affected(self) -> set[Address]:
+        """The addresses of which a flow may be judged otherwise than at the last call: as its pod's, or as a peer's."""
+        affected, self._affected = self._affected, set()
+        return affected
 
     def set_namespace(self, name: str, labels: Labels | None) -> None:
         """Put or remove (None) a namespace object; its pods stay."""
@@ -109,6 +124,7 @@ class PolicyIndex:
                 if was == now:
                     continue
                 for endpoint in self._by_namespace.get(name, {}).values():
+                    self._affected.update(endpoint.addresses)
                     if now:
                         self._contribute(pod_set, pod_set.elements(endpoint, labels))
                     else:
@@ -126,9 +142,11 @@ class PolicyIndex:
         # The sets that the new value is in come first, so that no element goes only to come back.
         if endpoint is not None:
             for pod_set, elements in self._contributions(endpoint):
+                self._affected.update(endpoint.addresses)
                 self._contribute(pod_set, elements)
         if before is not None:
             for pod_set, elements in self._contributions(before):
+                self._affected.update(before.addresses)
                 self._withdraw(pod_set, elements)
             self._drop_endpoint(before)
         if endpoint is not None:
@@ -160,6 +178,7 @@ class PolicyIndex:
         now_in_force = policy if now_selected else None
         self._put_in_force(was_in_force, now_in_force)
         for endpoint_key in was_selected | now_selected:
+            self._affected.update(self._endpoints[endpoint_key].addresses)
             for address in self._endpoints[endpoint_key].addresses:
                 self._redispatch(address)
         self._end_in_force(was_in_force, now_in_force)
@@ -326,6 +345,7 @@ class PolicyIndex:
                 self._dispatch[direction, address] = group
             else:
                 del self._dispatch[direction, address]
+            self._affected.add(address)
             self._listener.dispatch_changed(direction, address, group, claimants)
             if before is not None:
                 self._group_sizes[before] -= 1

@@ -18,7 +18,7 @@ from enforcer.policy.sets import PodSelection
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """A flow's first packet of a flow. ``protocol`` is the IP protocol's number, ``port`` the destination's."""
+    """The first packet of a flow. ``protocol`` is the IP protocol's number, ``port`` the destination's."""
 
     source: Address
     destination: Address

@@ -14,19 +14,24 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import structlog
 
+from enforcer.kernel.conntrack import Flow
 from enforcer.kernel.nftables import NftError, Tables
 from enforcer.model.changes import Change, Rejection
 from enforcer.model.objects import Attachment, Namespace, NetworkPolicy, Node, Object, Pod
 from enforcer.policy.endpoints import Standing
 from enforcer.policy.index import PolicyIndex
+from enforcer.policy.judge import allows
 from enforcer.policy.resolve import Cluster
+from enforcer.policy.verdict import Packet
 from enforcer.reconcile.endpoints import Endpoints
+from enforcer.reconcile.revocation import Revocation
 from enforcer.ruleset.ruleset import Ruleset
+from enforcer.translate.rules import BaseSettings
 from enforcer.translate.translator import Translator
 
 T = TypeVar("T")
@@ -53,6 +58,9 @@ class Observer(Protocol):
     def repaired(self) -> None:
         """Another process had changed our tables."""
 
+    def revoked(self, flows: int) -> None:
+        """Established flows are dropped from now on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -61,7 +69,7 @@ class Settings:
     node: str
     unknown_pods_allowed: bool = False
     unknown_pod_wait: float = 0.5
-    pod_to_own_node: bool = False
+    base: BaseSettings = field(default_factory=BaseSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +100,7 @@ class Reconciler:
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
         # Everything below belongs to that thread.
         self._ruleset = Ruleset()
-        self._translator = Translator(self._ruleset, pod_to_own_node=settings.pod_to_own_node)
+        self._translator = Translator(self._ruleset, settings.base)
         self._index = PolicyIndex(self._translator)
         unknown = Standing.GUEST if settings.unknown_pods_allowed else Standing.UNKNOWN
         self._endpoints = Endpoints(settings.node, self._index.set_endpoint, unknown=unknown)
@@ -107,6 +115,8 @@ class Reconciler:
         self._accounted = 0
         self._after_commit: list[Callable[[], None]] = []
         self._awaited: dict[str, tuple[Attachment, Future[None]]] = {}
+        mark = settings.base.revoked_mark
+        self._revocation = Revocation(mark, self._judge_flows, observer.revoked) if mark else None
 
     # Doors: any thread
 
@@ -116,10 +126,14 @@ class Reconciler:
 
     def start(self) -> None:
         """Start the loop."""
+        if self._revocation is not None:
+            self._revocation.start()
         self._thread.start()
 
     def stop(self) -> None:
         """End the loop after the events that were put before; the kernel's tables stay."""
+        if self._revocation is not None:
+            self._revocation.stop()
         self._events.put(None)
         self._thread.join()
 
@@ -178,9 +192,16 @@ class Reconciler:
         self._events.put(lambda: self._judge(generation))
 
     def barrier(self, seconds: float) -> bool:
-        """Wait until the kernel holds all that was put before; False if it does not within ``seconds``."""
+        """Wait until the kernel holds all that was put before, and established flows are judged by it.
+
+        Returns:
+            False if that takes longer than ``seconds``.
+        """
+        deadline = time.monotonic() + seconds
         try:
             self._submit(lambda: None).result(seconds)
+            if self._revocation is not None:
+                self._revocation.done().result(max(deadline - time.monotonic(), 0))
         except (FutureTimeout, NotReadyError):
             return False
         return True
@@ -306,6 +327,11 @@ class Reconciler:
         self._observer.repaired()
         self._whole = True
 
+    def _judge_flows(self, flows: Sequence[Flow]) -> list[bool]:
+        """Whether policy allows each of some flows; on the thread of the revocation."""
+        packets = [Packet(flow.source, flow.destination, flow.protocol, flow.port) for flow in flows]
+        return self.call(lambda: [allows(self._index, packet) for packet in packets])
+
     def _submit(self, event: Callable[[], None]) -> Future[None]:
         """Put an event; the future has its result when the kernel holds what the event changed."""
         committed: Future[None] = Future()
@@ -358,6 +384,9 @@ class Reconciler:
         self._failure = None
         self._retry_seconds = _FIRST_RETRY_SECONDS
         self._accounted = self._tables.generation()
+        affected = self._index.take_affected()
+        if self._revocation is not None and (whole or affected):
+            self._revocation.judge(None if whole else affected)
         self._observer.committed(whole=whole, seconds=seconds, elements=counts["added"] + counts["removed"])
         log.info("transaction", whole=whole, **counts, ms=round(seconds * 1e3, 3))
 

@@ -118,6 +118,11 @@ def _verdict(view: View, rule: str, packet: Mapping[str, str]) -> list[str] | No
             words.pop(0)
             fields.append(_take_field(words, rule))
         key = None if any(f not in packet for f in fields) else " . ".join(packet[f] for f in fields)
+        if words[:1] == ["&"]:
+            if words[2:3] != ["=="]:
+                raise UnknownStatementError(rule)
+            key = None if key is None else f"0x{int(key, 0) & int(words[1], 0):08x}"
+            del words[:3]
         if words[:1] == ["vmap"]:
             element = None if key is None else view.element(words[1].removeprefix("@"), key)
             return None if element is None else element.rpartition(" : ")[2].split()

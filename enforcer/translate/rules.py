@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from enforcer.model.addresses import Family, format_interval, subtract
 from enforcer.model.objects import Direction, IPBlock, NetworkPolicy, Peer, PolicyRule, Protocol
@@ -17,7 +18,22 @@ PORT_PREFIX = "dbr"
 
 DENIED = {direction: f"denied/{direction.value}" for direction in Direction}
 UNKNOWN_SOURCE = "denied/unknown-source"
+REVOKED = "denied/revoked"
 FORGED = "denied/forged"
+
+
+@dataclass(frozen=True, slots=True)
+class BaseSettings:
+    """What a node's operator decides of the base chains.
+
+    Attributes:
+        pod_to_own_node: let pods reach their own node whatever their egress policy says.
+        revoked_mark: the bit of the conntrack mark that flows have which policy does not allow any more; 0 for none.
+    """
+
+    pod_to_own_node: bool = False
+    revoked_mark: int = 0x02000000
+
 
 _FIELDS = {Family.V4: "ip", Family.V6: "ip6"}
 _PEER_SIDE = {Direction.INGRESS: "saddr", Direction.EGRESS: "daddr"}
@@ -150,20 +166,23 @@ def static_counters() -> Iterator[Counter]:
     """The counters of what is dropped."""
     for direction, name in DENIED.items():
         yield Counter(Table.POLICY, name, f"dropped by the {direction.value} isolation of a pod")
+    yield Counter(Table.POLICY, REVOKED, "of established flows that policy does not allow any more")
     yield Counter(Table.POLICY, UNKNOWN_SOURCE, "from a bridge port, with an address that is no pod's")
     yield Counter(Table.GUARD, FORGED, "sent by a pod with an address that is not its own")
 
 
-def base_chains(*, pod_to_own_node: bool) -> Iterator[Chain]:
-    """The base chains. Egress and ingress are two, so an accept in the first still meets the second.
-
-    ``pod_to_own_node`` lets pods reach their own node whatever their egress policy says.
-    """
+def base_chains(settings: BaseSettings) -> Iterator[Chain]:
+    """The base chains. Egress and ingress are two, so an accept in the first still meets the second."""
+    mark = f"0x{settings.revoked_mark:08x}"
+    revoked = f'ct mark & {mark} == {mark} counter name "{REVOKED}" drop'
+    # What answers a connection of the node itself comes in here, too, and is not judged: only what pods began.
+    revoked_to_node = f"ct direction original {revoked}"
     established = "ct state established,related accept"
     # Neighbour discovery and router messages are of the link, not of a flow that policy could mean (RFC 4861).
     types = "nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert, nd-redirect"
     discovery = f"icmpv6 type {{ {types} }} accept"
-    first = (established, discovery)
+    first = (*((revoked,) if settings.revoked_mark else ()), established, discovery)
+    first_to_node = (*((revoked_to_node,) if settings.revoked_mark else ()), established, discovery)
 
     def of_families(line: str) -> tuple[str, ...]:
         return tuple(line.format(ip=_FIELDS[family], v=family.label) for family in Family)
@@ -188,7 +207,7 @@ def base_chains(*, pod_to_own_node: bool) -> Iterator[Chain]:
     yield Chain(
         Table.POLICY,
         "to-node",
-        (*first, *(() if pod_to_own_node else egress)),
+        (established, discovery) if settings.pod_to_own_node else (*first_to_node, *egress),
         "what pods send to this node itself, by their egress policies",
         Hook("input", "filter", 0),
     )

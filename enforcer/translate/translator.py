@@ -18,11 +18,13 @@ from enforcer.ruleset.objects import Element, Set, Table
 from enforcer.ruleset.ruleset import Ruleset
 from enforcer.translate import names, rules
 
+_DEFAULT = rules.BaseSettings()
+
 
 class Translator:
     """Keeps a ruleset equal to what it has heard; a ``policy.index.Listener``."""
 
-    def __init__(self, ruleset: Ruleset, *, pod_to_own_node: bool = False) -> None:
+    def __init__(self, ruleset: Ruleset, settings: rules.BaseSettings = _DEFAULT) -> None:
         self._ruleset = ruleset
         # The sets of pods by what they describe, so that an element costs no wording.
         self._sets: dict[PodSet, dict[Family, Set]] = {}
@@ -33,7 +35,7 @@ class Translator:
             ruleset.put_counter(counter)
         for static_set in rules.static_sets():
             ruleset.put_set(static_set)
-        for chain in rules.base_chains(pod_to_own_node=pod_to_own_node):
+        for chain in rules.base_chains(settings):
             ruleset.put_chain(chain)
 
     # Sets of pods
@@ -167,10 +169,12 @@ def _port_elements(attachment: Attachment) -> list[tuple[Set, bytes]]:
     ]
 
 
-def translate(resolved: Resolved, attachments: Iterable[Attachment] = (), *, pod_to_own_node: bool = False) -> Ruleset:
+def translate(
+    resolved: Resolved, attachments: Iterable[Attachment] = (), settings: rules.BaseSettings = _DEFAULT
+) -> Ruleset:
     """The whole ruleset for what policies mean on this node."""
     ruleset = Ruleset()
-    translator = Translator(ruleset, pod_to_own_node=pod_to_own_node)
+    translator = Translator(ruleset, settings)
     for pod_set, members in resolved.sets.items():
         translator.set_added(pod_set)
         for member in members:
