@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import socket
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from cni import netlink, netns
 from cni.netlink import Flag, Message, Netlink, NetlinkError, Rtm
 from cni.node import BRIDGE_MAC, PORT_PREFIX, ROUTE_PROTOCOL, Node, no_link_local
-from enforcer.model.addresses import Address, Family, family_of
+from enforcer.model.addresses import Address, Family, family_of, format_address
 from enforcer.model.objects import Attachment
 
 _NEW = Flag.CREATE | Flag.EXCL
@@ -56,6 +57,21 @@ class Link:
             netns.write_sysctl(f"net/ipv6/conf/{attachment.ifname}/accept_ra", "0")
             with Netlink() as nl:
                 nl.run(*_pod_side(attachment, gateways, index))
+
+    def missing(self, attachment: Attachment, gateways: Mapping[Family, Address]) -> list[str]:
+        """What a pod has not, of what ``make`` gave it, in words.
+
+        Raises:
+            NetlinkError: the kernel does not tell.
+            OSError: the pod's namespace cannot be entered.
+        """
+        with netns.visit(self.pod_netns, home=self.own_netns):
+            try:
+                index = socket.if_nametoindex(attachment.ifname)
+            except OSError:
+                return [f"interface {attachment.ifname}"]
+            with Netlink() as nl:
+                return _missing(nl, attachment, gateways, index)
 
     def _veth(self, attachment: Attachment) -> bytes:
         peer = netlink.link(
@@ -124,6 +140,31 @@ def _pod_side(attachment: Attachment, gateways: Mapping[Family, Address], index:
             Message("default route of the pod", Rtm.NEWROUTE, _NEW, default.payload()),
         ]
     return messages
+
+
+def _missing(nl: Netlink, attachment: Attachment, gateways: Mapping[Family, Address], index: int) -> list[str]:
+    addresses, defaults, neighbours = set(), set(), set()
+    for family in (socket.AF_INET, socket.AF_INET6):
+        head = netlink.ADDRESS_HEADER.pack(family, 0, 0, 0, 0)
+        for payload in nl.dump(Message("list addresses", Rtm.GETADDR, Flag(0), head)):
+            found = netlink.attributes_of(payload[netlink.ADDRESS_HEADER.size :])
+            if netlink.ADDRESS_HEADER.unpack_from(payload)[4] == index:
+                addresses.add(found.get(netlink.Ifa.LOCAL) or found[netlink.Ifa.ADDRESS])
+        head = netlink.ROUTE_HEADER.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+        for payload in nl.dump(Message("list routes", Rtm.GETROUTE, Flag(0), head)):
+            found = netlink.attributes_of(payload[netlink.ROUTE_HEADER.size :])
+            if netlink.Rta.DST not in found and found.get(netlink.Rta.OIF) == index.to_bytes(4, sys.byteorder):
+                defaults.add(found.get(netlink.Rta.GATEWAY))
+        head = netlink.NEIGHBOUR_HEADER.pack(family, 0, 0, 0, 0)
+        for payload in nl.dump(Message("list neighbours", Rtm.GETNEIGH, Flag(0), head)):
+            found = netlink.attributes_of(payload[netlink.NEIGHBOUR_HEADER.size :])
+            if found.get(netlink.Nda.LLADDR) == BRIDGE_MAC:
+                neighbours.add(found.get(netlink.Nda.DST))
+    return [
+        *(f"address {format_address(a)}" for a in attachment.addresses if a not in addresses),
+        *(f"default route by {format_address(g)}" for g in gateways.values() if g not in defaults),
+        *(f"neighbour {format_address(g)}" for g in gateways.values() if g not in neighbours),
+    ]
 
 
 def up(attachment: Attachment) -> None:

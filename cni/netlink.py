@@ -42,11 +42,13 @@ class Rtm(IntEnum):
     NEWLINK = 16
     DELLINK = 17
     NEWADDR = 20
+    GETADDR = 22
     NEWROUTE = 24
     DELROUTE = 25
     GETROUTE = 26
     NEWNEIGH = 28
     DELNEIGH = 29
+    GETNEIGH = 30
 
 
 class Flag(IntFlag):

@@ -30,7 +30,7 @@ from cni.protocol import (
     Result,
     success,
 )
-from enforcer.model.addresses import Address, Family, Network, format_address
+from enforcer.model.addresses import Address, Family, Network
 from enforcer.model.objects import Attachment
 
 log = structlog.get_logger()
@@ -186,12 +186,9 @@ class Operations:
         if record is None or not record.ready:
             raise CniError(UNKNOWN_CONTAINER, f"{request.container_id} has no {request.ifname} here")
         attachment = record.attachment
-        previous = request.config.prev_result
-        if previous is None:
+        if request.config.prev_result is None:
             raise CniError(INVALID_CONFIGURATION, "CHECK needs prevResult")
-        given = {ip.get("address", "").partition("/")[0] for ip in previous.get("ips", [])}
-        own = {address for address in attachment.addresses if format_address(address) in given}
-        if own != set(attachment.addresses):
+        if not set(attachment.addresses) <= request.previous_addresses:
             raise CniError(CHECK_FAILURE, f"prevResult has not the addresses of {attachment.key}")
         if not links.exists(attachment.port):
             raise CniError(CHECK_FAILURE, f"link {attachment.port} of {attachment.key} is gone", "delete the pod")
@@ -199,6 +196,11 @@ class Operations:
             raise CniError(
                 CHECK_FAILURE, f"port {attachment.port} of {attachment.key} is not isolated", "delete the pod"
             )
+        missing = links.Link(self._node, self._pod_netns(request), self._own_netns).missing(
+            attachment, request.previous_gateways
+        )
+        if missing:
+            raise CniError(CHECK_FAILURE, f"{attachment.key} lacks {', '.join(missing)}", "delete the pod")
         if record.environment:
             delegation.run("CHECK", record.config, record.environment)
 

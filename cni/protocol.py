@@ -93,6 +93,28 @@ class Request:
             raise CniError(INVALID_CONFIGURATION, "runtimeConfig.ips", str(error)) from error
 
     @property
+    def previous_addresses(self) -> set[Address]:
+        """The addresses of ``prevResult``."""
+        return {address for address, _ in self._previous()}
+
+    @property
+    def previous_gateways(self) -> dict[Family, Address]:
+        """The gateways of ``prevResult``."""
+        return {family_of(gateway): gateway for _, gateway in self._previous() if gateway is not None}
+
+    def _previous(self) -> list[tuple[Address, Address | None]]:
+        try:
+            return [
+                (
+                    parse_address(ip["address"].partition("/")[0]),
+                    parse_address(ip["gateway"]) if "gateway" in ip else None,
+                )
+                for ip in (self.config.prev_result or {}).get("ips", [])
+            ]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CniError(INVALID_CONFIGURATION, "prevResult is not valid", repr(error)) from error
+
+    @property
     def requested_mac(self) -> bytes | None:
         """The ``mac`` capability."""
         mac = self.config.runtime_config.mac

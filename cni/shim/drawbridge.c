@@ -186,7 +186,7 @@ int main(void) {
 	uint32_t answer[2];
 	int64_t deadline = now_ms() + REPLY_MS;
 	ssize_t got = read_all(fd, (char *)answer, sizeof answer, deadline);
-	if (got < 0) fail(TRY_AGAIN_LATER, "the drawbridge agent took the request, but did not reply in time", strerror(errno));
+	if (got < 0 && errno == ETIMEDOUT) fail(TRY_AGAIN_LATER, "the drawbridge agent took the request, but did not reply in time", strerror(errno));
 	if (got < (ssize_t)sizeof answer) fail(TRY_AGAIN_LATER, "the drawbridge agent ended before it replied", "try again");
 	size_t reply_size = ntohl(answer[1]);
 	char *reply = reply_size <= MAX_REPLY ? malloc(reply_size + 1) : NULL;

@@ -167,6 +167,27 @@ def test_each_version_has_its_own_result_format(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("route del default", "default route by 10.99.0.1"),
+        ("-6 route del default", "default route by fd99::1"),
+        ("neigh del 10.99.0.1 dev eth0", "neighbour 10.99.0.1"),
+        ("addr flush dev eth0", "address 10.99.0."),
+        ("link del eth0", "is gone"),
+    ],
+)
+def test_check_says_what_a_pod_has_lost(lab: Lab, damage: str, words: str) -> None:
+    pod = lab.add_pod("x/web")
+    lab.cni("DEL", "x/web")
+    result = json.loads(lab.cni("ADD", "x/web").stdout)
+    assert lab.cni("CHECK", "x/web", config={"prevResult": result}).returncode == 0
+    subprocess.run(["ip", "-n", pod.namespace, *damage.split()], check=True)
+    done = lab.cni("CHECK", "x/web", config={"prevResult": result})
+    assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 102)
+    assert words in json.loads(done.stdout)["msg"]
+
+
+@pytest.mark.parametrize(
     ("config", "environment", "code"),
     [
         ({"cniVersion": "0.2.0"}, {}, 1),
