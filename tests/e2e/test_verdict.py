@@ -1,11 +1,16 @@
-"""The kernel against the executable reading of the API: random policies, real connections of every pair."""
+"""The kernel against the executable reading of the API: random policies, real packets of every pair."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import selectors
 import socket
+import struct
 import time
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +31,11 @@ pytestmark = pytest.mark.netns
 PODS = {"x/m": {"app": "a", "tier": "a"}, "x/n": {"app": "b"}, "y/m": {"app": "a"}, "y/n": {"tier": "b"}}
 NAMESPACES = {"x": {"app": "a"}, "y": {"tier": "b"}}
 LISTENED = (80, 81)
+TCP, UDP, SCTP, ICMP = 6, 17, 132, 1
 SILENCE_SECONDS = 0.25
+Probe = tuple[str, str, int, int | None]
+"""Source and destination address, protocol and port."""
+_cookies = itertools.count()
 
 policies = st.lists(strategies.policies.filter(lambda policy: policy.rejected is None), min_size=1, max_size=4)
 
@@ -84,8 +93,86 @@ def write(path: Path, items: list[dict[str, Any]]) -> None:
     scratch.rename(path)
 
 
-def connected(lab: Lab) -> set[tuple[str, str, int]]:
-    """Source and destination address and port of all connections that are made, tried at once."""
+@dataclass
+class Receivers:
+    """What waits in each pod for datagrams: a socket a port for UDP, raw ones for what has no sockets here."""
+
+    waiting: selectors.DefaultSelector
+
+    @classmethod
+    def open(cls, lab: Lab, stack: ExitStack) -> Receivers:
+        waiting = stack.enter_context(selectors.DefaultSelector())
+        for key, pod in lab.pods.items():
+            with lab.inside(pod.descriptor):
+                made = [(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM), UDP, port) for port in LISTENED]
+                for receiver, _, port in made:
+                    receiver.bind(("::", port))
+                for family in (socket.AF_INET, socket.AF_INET6):
+                    made.append((socket.socket(family, socket.SOCK_RAW, SCTP), SCTP, None))
+                    icmp = socket.IPPROTO_ICMP if family is socket.AF_INET else socket.IPPROTO_ICMPV6
+                    made.append((socket.socket(family, socket.SOCK_RAW, icmp), ICMP, None))
+            for receiver, protocol, port in made:
+                stack.callback(receiver.close)
+                receiver.setblocking(False)
+                waiting.register(receiver, selectors.EVENT_READ, (key, protocol, port))
+        return cls(waiting)
+
+    def drain(self) -> list[bytes]:
+        """All that has come, until nothing comes any more."""
+        found = []
+        while ready := self.waiting.select(SILENCE_SECONDS):
+            found += [key.fileobj.recv(2048) for key, _ in ready]
+        return found
+
+
+def datagrams(lab: Lab, receivers: Receivers) -> set[Probe]:
+    """The UDP, SCTP and ICMP probes that arrive, of every pair and port, sent at once."""
+    sent: dict[bytes, Probe] = {}
+    for source in lab.pods.values():
+        for destination in lab.pods.values():
+            for index, address in enumerate(destination.addresses if source is not destination else ()):
+                family = (socket.AF_INET, socket.AF_INET6)[index]
+                for protocol, port in ((UDP, 80), (UDP, 81), (SCTP, 80), (SCTP, 81), (ICMP, None)):
+                    cookie = f"probe-{next(_cookies):010}".encode()
+                    sent[cookie] = (source.addresses[index], address, protocol, port)
+                    with lab.inside(source.descriptor):
+                        send(family, protocol, (address, port or 0), cookie)
+    arrived = receivers.drain()
+    found = (re.search(rb"probe-\d{10}", data) for data in arrived)
+    return {sent[match[0]] for match in found if match is not None and match[0] in sent}
+
+
+def send(family: int, protocol: int, to: tuple[str, int], cookie: bytes) -> None:
+    address, port = to
+    match protocol:
+        case 17:
+            with socket.socket(family, socket.SOCK_DGRAM) as sender:
+                sender.sendto(cookie, (address, port))
+        case 132:
+            # A common header and an INIT chunk (RFC 9260) with the cookie in its parameters.
+            number = int(cookie[-10:])
+            body = struct.pack("!HHII", 1024 + number % 60000, port, 0, 0)
+            body += (
+                struct.pack("!BBHIIHHI", 1, 0, 40, number, 1500, 1, 1, number) + struct.pack("!HH", 0x8001, 20) + cookie
+            )
+            with socket.socket(family, socket.SOCK_RAW, SCTP) as sender:
+                sender.sendto(body, (address, 0))
+        case _:
+            kind, number = (8, socket.IPPROTO_ICMP) if family == socket.AF_INET else (128, socket.IPPROTO_ICMPV6)
+            head = struct.pack("!BBHHH", kind, 0, 0, int(cookie[-10:]) % 65536, 1)
+            body = head[:2] + checksum(head + cookie).to_bytes(2, "big") + head[4:] + cookie
+            with socket.socket(family, socket.SOCK_RAW, number) as sender:
+                sender.sendto(body, (address, 0))
+
+
+def checksum(data: bytes) -> int:
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data[: len(data) // 2 * 2]))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
+def connections(lab: Lab) -> set[Probe]:
+    """The TCP connections that are made, of every pair and port, tried at once."""
     made = set()
     with selectors.DefaultSelector() as waiting:
         for source in lab.pods.values():
@@ -96,7 +183,7 @@ def connected(lab: Lab) -> set[tuple[str, str, int]]:
                             family = socket.AF_INET6 if ":" in address else socket.AF_INET
                             probe = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
                         probe.connect_ex((address, port))
-                        waiting.register(probe, selectors.EVENT_WRITE, (source.addresses[index], address, port))
+                        waiting.register(probe, selectors.EVENT_WRITE, (source.addresses[index], address, TCP, port))
         last = time.monotonic()
         while time.monotonic() - last < SILENCE_SECONDS and waiting.get_map():
             for ready, _ in waiting.select(SILENCE_SECONDS):
@@ -138,29 +225,32 @@ def test_the_kernel_decides_as_the_api_reads(lab: Lab, source: Path) -> None:
         )
         for key in PODS
     }
-    # Without policies every pair connects, so a connection that is missing later was denied.
-    everything = len(PODS) * (len(PODS) - 1) * len(LISTENED) * 2
-    assert any(len(connected(lab)) == everything for _ in range(10))
-    addresses = [[endpoint.addresses[family] for endpoint in endpoints.values()] for family in (0, 1)]
+    with ExitStack() as stack:
+        receivers = Receivers.open(lab, stack)
+        # Without policies every probe arrives, so one that is missing later was denied.
+        flows = [(TCP, 80), (TCP, 81), (UDP, 80), (UDP, 81), (SCTP, 80), (SCTP, 81), (ICMP, None)]
+        everything = len(PODS) * (len(PODS) - 1) * 2 * len(flows)
+        assert any(len(connections(lab) | datagrams(lab, receivers)) == everything for _ in range(10))
+        addresses = [[endpoint.addresses[family] for endpoint in endpoints.values()] for family in (0, 1)]
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(policies)
-    def decides(found: list[NetworkPolicy]) -> None:
-        of_key = {policy.key: policy for policy in found}
-        write(source / "policies.json", [manifest(policy) for policy in of_key.values()])
-        status = lab.status()
-        assert status["synced"]
-        assert status["rejected"] == []
-        cluster = Cluster(NAMESPACES, endpoints, of_key)
-        expected = {
-            (format_address(source), format_address(destination), port)
-            for of_family in addresses
-            for source in of_family
-            for destination in of_family
-            for port in LISTENED
-            if source != destination
-            and all(d.allowed for d in verdict(cluster, Packet(source, destination, Protocol.TCP.number, port)))
-        }
-        assert connected(lab) == expected
+        @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(policies)
+        def decides(found: list[NetworkPolicy]) -> None:
+            of_key = {policy.key: policy for policy in found}
+            write(source / "policies.json", [manifest(policy) for policy in of_key.values()])
+            status = lab.status()
+            assert status["synced"]
+            assert status["rejected"] == []
+            cluster = Cluster(NAMESPACES, endpoints, of_key)
+            expected = {
+                (format_address(source), format_address(destination), protocol, port)
+                for of_family in addresses
+                for source in of_family
+                for destination in of_family
+                for protocol, port in flows
+                if source != destination
+                and all(d.allowed for d in verdict(cluster, Packet(source, destination, protocol, port)))
+            }
+            assert connections(lab) | datagrams(lab, receivers) == expected
 
-    decides()
+        decides()
