@@ -12,6 +12,7 @@ CNI := build/cni/drawbridge
 
 RUN_PACKAGES := python3-venv python3-nftables nftables iproute2 gcc libc6-dev
 TEST_PACKAGES := containernetworking-plugins containerd runc busybox-static
+BENCH_PACKAGES := iperf3
 
 CFLAGS := -std=c17 -O2 -static -D_GNU_SOURCE -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wformat=2 -Werror \
 	-D_FORTIFY_SOURCE=2 -fstack-protector-strong
@@ -27,12 +28,15 @@ define install-missing
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing </dev/null >/dev/null; fi
 endef
 
-.PHONY: packages test-packages
+.PHONY: packages test-packages bench-packages
 packages:
 	$(call install-missing,$(RUN_PACKAGES))
 
 test-packages:
 	$(call install-missing,$(TEST_PACKAGES))
+
+bench-packages:
+	$(call install-missing,$(BENCH_PACKAGES))
 
 $(VENV)/.installed: pyproject.toml constraints.txt | packages
 	@echo "making the virtual environment $(VENV)"
@@ -63,7 +67,7 @@ lint: setup ## ruff, mypy strict, import contracts
 	@$(BIN)/lint-imports
 
 .PHONY: bench
-bench: setup test-packages ## Figures of docs/performance.md, as ratios in one run
+bench: setup test-packages bench-packages ## Figures of docs/performance.md, as ratios in one run
 	@$(SUDO) $(BIN)/python -m tests.bench
 
 .PHONY: clean

@@ -132,8 +132,7 @@ class TableWatch:
         self._touched = False
 
     def close(self) -> None:
-        """Close the socket; a ``wait`` in another thread then ends with OSError."""
-        self._socket.shutdown(socket.SHUT_RDWR)
+        """Close the socket."""
         self._socket.close()
 
     def wait(self) -> int | None:
