@@ -11,8 +11,12 @@ BIN := $(VENV)/bin
 CNI := build/cni/drawbridge
 
 RUN_PACKAGES := python3-venv python3-nftables nftables iproute2 gcc libc6-dev
-TEST_PACKAGES := containernetworking-plugins containerd runc busybox-static
+TEST_PACKAGES := containernetworking-plugins containerd runc busybox-static etcd-server openssl
 BENCH_PACKAGES := iperf3
+
+# Under sudo the home is another; what is built once is built for both.
+export DRAWBRIDGE_TEST_CACHE := $(or $(DRAWBRIDGE_TEST_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/drawbridge-tests)
+PYTEST = $(SUDO) env DRAWBRIDGE_TEST_CACHE=$(DRAWBRIDGE_TEST_CACHE) $(BIN)/python -m pytest
 
 CFLAGS := -std=c17 -O2 -static -D_GNU_SOURCE -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wformat=2 -Werror \
 	-D_FORTIFY_SOURCE=2 -fstack-protector-strong
@@ -57,7 +61,8 @@ demo: setup ## A shop in namespaces of its own: pods, policies, packets, and why
 
 .PHONY: test
 test: setup test-packages ## Every test; root, in network namespaces of its own
-	@$(SUDO) $(BIN)/python -m pytest
+	@$(BIN)/python -m tests.tools.build kube-apiserver kubectl
+	@$(PYTEST)
 
 .PHONY: lint
 lint: setup ## ruff, mypy strict, import contracts

@@ -88,7 +88,7 @@ def _say(text: str) -> None:
 
 
 def _version() -> str:
-    return _find(r"^require k8s\.io/kubernetes (v\S+)$")
+    return _find(r"^(?:require)?\s+k8s\.io/kubernetes (v\S+)")
 
 
 def _find(pattern: str) -> str:
