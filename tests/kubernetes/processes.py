@@ -60,18 +60,37 @@ class Process:
         self._popen.wait()
 
 
-def run(*words: str | Path, stdin: str | None = None, env: dict[str, str] | None = None, seconds: float = 60.0) -> str:
+def run(
+    *words: str | Path, stdin: str | Path | None = None, env: dict[str, str] | None = None, seconds: float = 60.0
+) -> str:
     """Run a program to its end and return what it prints.
 
+    Args:
+        words: the program and its arguments.
+        stdin: text, or a file, that it reads.
+        env: its environment, where it is not this process's.
+        seconds: that it may take; it is killed after them.
+
     Raises:
-        ProgramError: it ends with another code than 0, or not within a time.
+        ProgramError: it ends with another code than 0, or not within the time.
     """
-    source = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
     title = " ".join(map(str, words))
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=seconds, check=False, **source)
-    except subprocess.TimeoutExpired as error:
-        raise ProgramError(f"{title}: not done after {seconds:.0f} s") from error
+    text = stdin if isinstance(stdin, str) else None
+    with (stdin if isinstance(stdin, Path) else Path(os.devnull)).open("rb") as file:
+        try:
+            done = subprocess.run(
+                words,
+                input=text,
+                stdin=file if text is None else None,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env=env,
+                timeout=seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ProgramError(f"{title}: not done after {seconds:.0f} s") from error
     if done.returncode != 0:
         raise ProgramError(f"{title}: {done.stderr.strip() or done.stdout.strip() or done.returncode}")
     return done.stdout

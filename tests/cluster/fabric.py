@@ -1,0 +1,83 @@
+"""The network that the machines of a test cluster are linked to: a bridge in a namespace with no way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.kubernetes.processes import Process, run, wait_until
+
+_BRIDGE = "fabric"
+_SECONDS = 10.0
+
+
+def addresses(number: int) -> tuple[str, str]:
+    """The addresses of a host of the fabric, IPv4 and then IPv6, whose prefixes are 24 and 64 bits long.
+
+    Number 1 is the namespace itself, where the control plane lives and to which machines have their default routes.
+    """
+    return f"172.30.0.{number}", f"fd00:30::{number}"
+
+
+class Fabric:
+    """The namespace with its bridge, a context manager. It lives as long as a process in it, and has no name."""
+
+    def __init__(self, folder: Path) -> None:
+        """``folder`` is for a log."""
+        self._folder = folder
+        self._holder: Process | None = None
+
+    def __enter__(self) -> Self:
+        holder = self._holder = Process("unshare", "--net", "sleep", "infinity", log=self._folder / "fabric.log")
+        own, made = Path("/proc/self/ns/net"), Path(f"/proc/{holder.pid}/ns/net")
+        try:
+            wait_until(
+                lambda: made.readlink() != own.readlink(),
+                "the fabric's namespace is there",
+                seconds=_SECONDS,
+                processes=[holder],
+            )
+            self.ip(
+                "link set lo up",
+                f"link add {_BRIDGE} type bridge",
+                *(
+                    f"address add {address}/{length} dev {_BRIDGE} {option}"
+                    for address, length, option in zip(addresses(1), (24, 64), ("", "nodad"), strict=True)
+                ),
+                f"link set {_BRIDGE} up",
+            )
+        except BaseException:
+            holder.kill()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._holder is not None:
+            self._holder.kill()
+
+    @property
+    def enter(self) -> tuple[str, ...]:
+        """The words before those of a command that have it run in the namespace."""
+        assert self._holder is not None
+        return ("nsenter", f"--net=/proc/{self._holder.pid}/ns/net")
+
+    def ip(self, *commands: str) -> None:
+        """Run commands of ip(8) in the namespace.
+
+        Raises:
+            ProgramError: one fails; those after it are not tried.
+        """
+        run(*self.enter, "ip", "-batch", "-", stdin="".join(f"{command}\n" for command in commands))
+
+    def link(self, name: str, *, pid: int) -> None:
+        """Give the network namespace of a process an interface ``eth0``, joined to the bridge by the link ``name``."""
+        self.ip(f"link add {name} type veth peer name eth0 netns {pid}", f"link set {name} master {_BRIDGE} up")
+
+    def unlink(self, name: str) -> None:
+        """Remove a link, if there is one."""
+        with_it = run(*self.enter, "ip", "-brief", "link", "show")
+        if f"{name}@" in with_it:
+            self.ip(f"link del {name}")
