@@ -16,7 +16,7 @@ from tests.cluster import images
 from tests.cluster.fabric import Fabric, addresses
 from tests.cluster.machines import POD_CIDRS, Machine
 from tests.kubernetes.controlplane import SERVICE_CIDRS, ControlPlane
-from tests.kubernetes.processes import wait_until
+from tests.kubernetes.processes import run, wait_until
 from tests.tools.build import binary
 
 _FIRST_NODE = 11
@@ -42,6 +42,7 @@ class Cluster:
         self._options = options
         self._open = contextlib.ExitStack()
         self._machines: dict[str, Machine] = {}
+        self._fabric = Fabric(folder)
         self._control_plane: ControlPlane | None = None
 
     def __enter__(self) -> Self:
@@ -89,6 +90,14 @@ class Cluster:
         """
         return self._machines[node].run(*words, stdin=stdin, seconds=seconds)
 
+    def run_outside(self, *words: str | Path, stdin: str | Path | None = None, seconds: float = 60.0) -> str:
+        """Run a program on the fabric beside the machines, where the control plane is, and return what it prints.
+
+        Raises:
+            ProgramError: it ends with another code than 0, or not within the time.
+        """
+        return run(*self._fabric.enter, *words, stdin=stdin, seconds=seconds)
+
     def load_image(self, archive: Path) -> None:
         """Give every machine that runs an image; it keeps it."""
         for machine in self._machines.values():
@@ -105,7 +114,7 @@ class Cluster:
         self._machines[node].wait()
 
     def _start(self) -> None:
-        fabric = self._open.enter_context(Fabric(self.folder))
+        fabric = self._open.enter_context(self._fabric)
         folder = self.folder / "control-plane"
         self._control_plane = ControlPlane(folder, address=addresses(1)[0], enter=fabric.enter, options=self._options)
         self._open.enter_context(self._control_plane)

@@ -48,7 +48,7 @@ class Fabric:
                 f"link set {_BRIDGE} up",
             )
         except BaseException:
-            holder.kill()
+            holder.stop()
             raise
         return self
 
@@ -56,7 +56,7 @@ class Fabric:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._holder is not None:
-            self._holder.kill()
+            self._holder.stop()
 
     @property
     def enter(self) -> tuple[str, ...]:
@@ -72,9 +72,13 @@ class Fabric:
         """
         run(*self.enter, "ip", "-batch", "-", stdin="".join(f"{command}\n" for command in commands))
 
-    def link(self, name: str, *, pid: int) -> None:
-        """Give the network namespace of a process an interface ``eth0``, joined to the bridge by the link ``name``."""
-        self.ip(f"link add {name} type veth peer name eth0 netns {pid}", f"link set {name} master {_BRIDGE} up")
+    def link(self, name: str, *, number: int, pid: int) -> None:
+        """Give the network namespace of a process an interface ``eth0``, joined to the bridge by the link ``name``.
+
+        A host keeps its link-layer address whenever it comes: the others still have it in mind.
+        """
+        peer = f"peer name eth0 address 02:00:00:00:00:{number:02x} netns {pid}"
+        self.ip(f"link add {name} type veth {peer}", f"link set {name} master {_BRIDGE} up")
 
     def unlink(self, name: str) -> None:
         """Remove a link, if there is one."""

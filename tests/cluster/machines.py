@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ POD_CIDRS = "10.244.0.0/16,fd00:10:244::/56"
 _SCRIPT = Path(__file__).with_name("machine.sh")
 _CGROUPS = Path("/sys/fs/cgroup")
 _SECONDS = 30.0
+_numbers = itertools.count()
 
 
 class Machine:
@@ -35,9 +37,10 @@ class Machine:
         self.name = folder.name
         self.addresses = addresses(number)
         self.folder = folder
+        self._number = number
         self._fabric = fabric
         self._process: Process | None = None
-        self._groups = _cgroups(f"drawbridge-{os.getpid()}-{self.name}")
+        self._groups = _cgroups(f"drawbridge-{os.getpid()}-{next(_numbers)}")
         folder.mkdir()
         self._configure(control_plane)
 
@@ -63,7 +66,7 @@ class Machine:
             log=self.folder / "machine.log",
         )
         wait_until(told.exists, f"{self.name} is up", seconds=_SECONDS, processes=[self._process])
-        self._fabric.link(self.name, pid=self.pid)
+        self._fabric.link(self.name, number=self._number, pid=self.pid)
 
     def wait(self) -> None:
         """Return when containerd answers and the node's other programs are started.
@@ -80,7 +83,7 @@ class Machine:
             ProgramError: something of it does not end.
         """
         if self._process is not None:
-            self._process.kill()
+            self._process.stop()
             self._process = None
             # The link goes with the namespace, but not at once.
             self._fabric.unlink(self.name)

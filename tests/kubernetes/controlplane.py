@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,7 @@ class ControlPlane:
     and what no controller owns stays as it was written.
 
     Args:
-        folder: for data, certificates and logs; nothing of it is removed.
+        folder: for certificates and logs, which stay, and for data, which goes.
         address: that the server listens on.
         enter: words before those of each command, that have it run in another namespace.
         options: further ones of kube-apiserver.
@@ -55,6 +56,7 @@ class ControlPlane:
 
     def __enter__(self) -> Self:
         try:
+            self._open.callback(shutil.rmtree, self.folder / "etcd", ignore_errors=True)
             etcd = f"http://127.0.0.1:{_free_port()}"
             processes = [self._start_etcd(etcd), self._start_server(etcd)]
             wait_until(self._ready, "kube-apiserver is ready", seconds=_START_SECONDS, processes=processes)

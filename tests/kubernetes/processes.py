@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-_STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 _TAIL = 2000
 
@@ -47,15 +46,7 @@ class Process:
             raise ProgramError(f"{self.name} ended with {self._popen.returncode}:\n{tail}")
 
     def stop(self) -> None:
-        """End the program, first by SIGTERM; return when it has gone."""
-        self._popen.terminate()
-        try:
-            self._popen.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.kill()
-
-    def kill(self) -> None:
-        """End the program by SIGKILL; return when it has gone."""
+        """Kill the program, which has nothing to keep; return when it has gone."""
         self._popen.kill()
         self._popen.wait()
 
