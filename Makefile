@@ -67,7 +67,7 @@ demo: setup ## A shop in namespaces of its own: pods, policies, packets, and why
 	@$(SUDO) $(BIN)/drawbridge demo
 
 .PHONY: test
-test: setup test-packages ## Every test but e2e; root, in network namespaces of its own
+test: setup test-packages ## Every test but those on clusters; root, in network namespaces of its own
 	@$(BIN)/python -m tests.tools.build kube-apiserver kubectl
 	@$(PYTEST)
 
