@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -24,6 +24,7 @@ from enforcer.explain import Evidence, Question, QuestionError, explain
 from enforcer.kernel.netlink import TableWatch
 from enforcer.kernel.nftables import Tables
 from enforcer.model.addresses import Network, format_address
+from enforcer.model.changes import Rejection
 from enforcer.model.objects import Attachment
 from enforcer.model.objects import Node as NodeObject
 from enforcer.observe.health import HealthServer
@@ -31,6 +32,7 @@ from enforcer.observe.metrics import KernelCollector, Metrics
 from enforcer.policy.endpoints import Standing
 from enforcer.reconcile.reconciler import NotReadyError, Reconciler, Settings
 from enforcer.ruleset.objects import Table
+from enforcer.sources import api
 from enforcer.sources.directory import DirectorySource
 from enforcer.translate import names
 from enforcer.translate.rules import BaseSettings
@@ -40,13 +42,30 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The command line of ``drawbridge agent``."""
+    """The command line of ``drawbridge agent``; without ``source`` it is the API, without ``kubeconfig`` in-cluster."""
 
-    source: Path
+    source: Path | None
+    kubeconfig: Path | None
     node: str
     run_dir: Path
     pod_cidrs: tuple[Network, ...]
     config: Config
+
+
+class Source(Protocol):
+    """What hands objects to the loop."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def stop(self) -> None:
+        """End; nothing is handed on after that."""
+
+    def rescan(self) -> None:
+        """Return when all that is there now has been handed on, as far as the source can tell."""
+
+    def rejections(self) -> tuple[Rejection, ...]:
+        """What cannot be used, and why."""
 
 
 class _Enforcer:
@@ -89,7 +108,7 @@ class Agent:
             ),
         )
         self._reconciler = Reconciler(Tables(), settings, self._metrics)
-        self._source = DirectorySource(options.source, changes=self._reconciler.changes, synced=self._reconciler.synced)
+        self._source, self._source_name = self._open_source()
         self._store = Store(options.run_dir / "state.db")
         self._operations = Operations(
             store=self._store,
@@ -114,7 +133,7 @@ class Agent:
         health = self._health()
         cni.start()
         control.start()
-        log.info("agent started", node=self._options.node, source=str(self._options.source), pid=os.getpid())
+        log.info("agent started", node=self._options.node, source=self._source_name, pid=os.getpid())
         while not self._stopped.wait(1.0):
             if not self._reconciler.alive():
                 log.error("the loop has ended; the kernel's rules stand, restart the agent")
@@ -129,6 +148,14 @@ class Agent:
         self._store.close()
         log.info("agent stopped; rules and links stay")
         return 0
+
+    def _open_source(self) -> tuple[Source, str]:
+        """The source, and its name for people."""
+        changes, synced = self._reconciler.changes, self._reconciler.synced
+        if self._options.source is not None:
+            return DirectorySource(self._options.source, changes=changes, synced=synced), str(self._options.source)
+        client = api.client(self._options.kubeconfig)
+        return api.ApiSource(client, changes=changes, synced=synced), str(client.configuration.host)
 
     def _follow_node(self, node: NodeObject) -> None:
         try:
@@ -183,7 +210,7 @@ class Agent:
         return {
             "synced": held and state.synced,
             "node": self._options.node,
-            "source": str(self._options.source),
+            "source": self._source_name,
             "pods": {"local": state.local_pods, "cluster": state.cluster_pods},
             "attachments": state.attachments,
             "policies": state.policies,

@@ -31,21 +31,33 @@ class _Cidr(click.ParamType[Network]):
 @click.option(
     "--source",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    required=True,
-    help="A directory of manifests (YAML or JSON): Namespace, Node, Pod, NetworkPolicy. It is watched.",
+    help="A directory of manifests (YAML or JSON): Namespace, Node, Pod, NetworkPolicy. It is watched. "
+    "Without it the source is the Kubernetes API.",
+)
+@click.option(
+    "--kubeconfig",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="How to reach the Kubernetes API; by default the service account of the pod that this is.",
 )
 @click.option("--node-name", default=lambda: os.environ.get("NODE_NAME", platform.node()), help="This node's name.")
 @common.run_dir
 @click.option("--pod-cidr", "pod_cidrs", type=_Cidr(), multiple=True, help="Pod network; twice for dual stack.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="Configuration (YAML).")
 def agent(
-    source: Path, node_name: str, run_dir: Path, pod_cidrs: tuple[Network, ...], config_file: Path | None
+    source: Path | None,
+    kubeconfig: Path | None,
+    node_name: str,
+    run_dir: Path,
+    pod_cidrs: tuple[Network, ...],
+    config_file: Path | None,
 ) -> None:
     """Run the node agent in the foreground.
 
-    It attaches pods for the CNI executable and keeps the nftables table equal to what the manifests say. Nothing is
-    flushed when it starts or stops.
+    It attaches pods for the CNI executable and keeps the nftables table equal to what the manifests, or the objects of
+    the API, say. Nothing is flushed when it starts or stops.
     """
+    if source is not None and kubeconfig is not None:
+        raise click.UsageError("--source and --kubeconfig exclude each other")
     try:
         config = load(config_file)
     except ConfigError as error:
@@ -53,5 +65,10 @@ def agent(
     logs.configure(form=config.log_format, level=config.log_level)
     # Here, because it loads libnftables, which the other commands do without.
     from enforcer.agent import Agent, Options  # noqa: PLC0415
+    from enforcer.sources.api import SourceError  # noqa: PLC0415
 
-    sys.exit(Agent(Options(source, node_name, run_dir, pod_cidrs, config)).run())
+    try:
+        made = Agent(Options(source, kubeconfig, node_name, run_dir, pod_cidrs, config))
+    except SourceError as error:
+        raise click.ClickException(str(error)) from error
+    sys.exit(made.run())

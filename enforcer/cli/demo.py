@@ -64,7 +64,7 @@ def _show(folder: Path, executable: Path) -> bool:
     source.mkdir()
     shutil.copy(_MANIFESTS / "pods.yaml", source)
     name = f"drawbridge-demo-{os.getpid()}"
-    with Lab(name=name, source=source, run_dir=folder / "run", executable=executable,
+    with Lab(name=name, source=("--source", source), run_dir=folder / "run", executable=executable,
              pod_cidrs=("10.84.0.0/24", "fd84::/64")) as lab:  # fmt: skip
         for key, port in _PORTS.items():
             lab.listen(lab.add_pod(key), port)

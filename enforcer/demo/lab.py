@@ -45,13 +45,16 @@ class Pod:
 
 
 class Lab:
-    """One node with its agent; a context manager that removes all that it made."""
+    """One node with its agent; a context manager that removes all that it made.
+
+    ``source`` is the agent's option and its value: ``--source`` and a directory, or ``--kubeconfig`` and a file.
+    """
 
     def __init__(
         self,
         *,
         name: str,
-        source: Path,
+        source: tuple[str | Path, ...],
         run_dir: Path,
         executable: Path,
         pod_cidrs: tuple[str, ...],
@@ -59,9 +62,9 @@ class Lab:
     ) -> None:
         self.name = name
         self.run_dir = run_dir
-        self._source = source
         self._executable = executable
-        self._options = [word for cidr in pod_cidrs for word in ("--pod-cidr", cidr)]
+        self._options = [*map(str, source)]
+        self._options += [word for cidr in pod_cidrs for word in ("--pod-cidr", cidr)]
         self._options += ["--config", str(config)] if config else []
         self._own = netns.open_own()
         self.descriptor = -1
@@ -106,7 +109,7 @@ class Lab:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         with (self.run_dir / "agent.log").open("ab") as log:
             words = ["ip", "netns", "exec", self.name, sys.executable, "-m", "enforcer", "agent"]
-            words += ["--source", str(self._source), "--node-name", self.name, "--run-dir", str(self.run_dir)]
+            words += ["--node-name", self.name, "--run-dir", str(self.run_dir)]
             self._agent = subprocess.Popen(  # noqa: S603 - our own words
                 words + self._options, stdin=subprocess.DEVNULL, stderr=log, start_new_session=True
             )

@@ -92,8 +92,8 @@ def engine(size: str, *, pods: int, policies: int) -> None:
         folder = Path(name, "manifests")
         folder.mkdir()
         manifests(folder, pods=pods, policies=policies)
-        with Lab(name=f"dbbench-{os.getpid()}", source=folder, run_dir=Path(name, "run"), executable=EXECUTABLE,
-                 pod_cidrs=("10.99.0.0/24",)) as lab:  # fmt: skip
+        with Lab(name=f"dbbench-{os.getpid()}", source=("--source", folder), run_dir=Path(name, "run"),
+                 executable=EXECUTABLE, pod_cidrs=("10.99.0.0/24",)) as lab:  # fmt: skip
             for n in range(LOCAL):
                 lab.add_pod(f"ns-{n % max(1, policies // 10)}/local-{n}")
             print(f"{size}: cold start, JSON {cold(lab):.2f} s, {resident(lab):.0f} MB resident")
@@ -150,8 +150,8 @@ def throughput() -> None:
         folder = Path(name, "manifests")
         folder.mkdir()
         write(folder / "pods.json", [namespace("x"), pod("server", "x", "app-0"), pod("client", "x", "app-1")])
-        with Lab(name=f"dbbench-{os.getpid()}", source=folder, run_dir=Path(name, "run"), executable=EXECUTABLE,
-                 pod_cidrs=("10.99.0.0/24",)) as lab:  # fmt: skip
+        with Lab(name=f"dbbench-{os.getpid()}", source=("--source", folder), run_dir=Path(name, "run"),
+                 executable=EXECUTABLE, pod_cidrs=("10.99.0.0/24",)) as lab:  # fmt: skip
             server, client = lab.add_pod("x/server"), lab.add_pod("x/client")
             serving = subprocess.Popen(["ip", "netns", "exec", server.namespace, "iperf3", "--server"],
                                        stdout=subprocess.DEVNULL)  # fmt: skip
@@ -184,8 +184,8 @@ def attach() -> None:
         folder = Path(name, "manifests")
         folder.mkdir()
         write(folder / "pod.json", [pod("a", "x", "a")])
-        with Lab(name=f"dbbench-{os.getpid()}", source=folder, run_dir=Path(name, "run"), executable=EXECUTABLE,
-                 pod_cidrs=("10.99.0.0/24",)) as lab:  # fmt: skip
+        with Lab(name=f"dbbench-{os.getpid()}", source=("--source", folder), run_dir=Path(name, "run"),
+                 executable=EXECUTABLE, pod_cidrs=("10.99.0.0/24",)) as lab:  # fmt: skip
             ours = lab.add_pod("x/a")
             lab.cni("DEL", "x/a")
             ipam = {"type": "host-local", "ranges": [[{"subnet": "10.97.0.0/24"}]], "dataDir": name}

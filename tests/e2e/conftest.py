@@ -59,7 +59,7 @@ def lab(tmp_path: Path, source: Path) -> Iterator[Lab]:
     name = f"dbtest-{os.getpid()}-{next(_numbers)}"
     with Lab(
         name=name,
-        source=source,
+        source=("--source", source),
         run_dir=tmp_path / "run",
         executable=EXECUTABLE,
         pod_cidrs=("10.99.0.0/24", "fd99::/64"),

@@ -284,7 +284,9 @@ def test_without_a_pod_cidr_option_the_node_object_gives_it_even_when_it_comes_l
     tmp_path: Path, source: Path
 ) -> None:
     name = f"dbtest-{os.getpid()}-node"
-    with Lab(name=name, source=source, run_dir=tmp_path / "run", executable=EXECUTABLE, pod_cidrs=()) as lab:
+    with Lab(
+        name=name, source=("--source", source), run_dir=tmp_path / "run", executable=EXECUTABLE, pod_cidrs=()
+    ) as lab:
         with pytest.raises(LabError, match="the node has no pod CIDR yet"):
             lab.add_pod("x/web")
         node = f"apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDRs: [10.96.0.0/24]}}\n"
@@ -297,8 +299,8 @@ def test_metrics_and_probes_are_served_where_the_configuration_says(tmp_path: Pa
     config = tmp_path / "config.yaml"
     config.write_text("metricsAddress: '[::]:9841'\n")
     put(source / "policy.yaml", WEB_TO_DB)
-    with Lab(name=f"dbtest-{os.getpid()}-metrics", source=source, run_dir=tmp_path / "run", executable=EXECUTABLE,
-             pod_cidrs=("10.99.0.0/24",), config=config) as lab:  # fmt: skip
+    with Lab(name=f"dbtest-{os.getpid()}-metrics", source=("--source", source), run_dir=tmp_path / "run",
+             executable=EXECUTABLE, pod_cidrs=("10.99.0.0/24",), config=config) as lab:  # fmt: skip
         db = lab.add_pod("x/db")
 
         def page(path: str) -> str:

@@ -52,14 +52,15 @@ class ControlPlane:
         self.authority = Authority(folder / "pki")
         self.service_accounts = self.authority.issue("service-accounts", user="service-accounts")
         self.url = f"https://{address}:{_free_port()}"
+        self._etcd = f"http://127.0.0.1:{_free_port()}"
+        self._server: Process | None = None
         self.kubeconfig = self.kubeconfig_of("admin", user="admin", group=ADMINISTRATORS)
 
     def __enter__(self) -> Self:
         try:
             self._open.callback(shutil.rmtree, self.folder / "etcd", ignore_errors=True)
-            etcd = f"http://127.0.0.1:{_free_port()}"
-            processes = [self._start_etcd(etcd), self._start_server(etcd)]
-            wait_until(self._ready, "kube-apiserver is ready", seconds=_START_SECONDS, processes=processes)
+            self._start_etcd(self._etcd)
+            self.start_server()
         except BaseException:
             self._open.close()
             raise
@@ -69,6 +70,16 @@ class ControlPlane:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._open.close()
+
+    def start_server(self) -> None:
+        """Start kube-apiserver, and return when it is ready."""
+        self._server = self._start_server(self._etcd)
+        wait_until(self._ready, "kube-apiserver is ready", seconds=_START_SECONDS, processes=[self._server])
+
+    def stop_server(self) -> None:
+        """End kube-apiserver; etcd goes on."""
+        if self._server is not None:
+            self._server.stop()
 
     def start(self, name: str, *words: str | Path) -> Process:
         """Start a program beside the server; it ends with it. Its log is ``name.log`` in the folder."""

@@ -1,0 +1,345 @@
+"""The Kubernetes API as a source: list, then watch, of the four kinds, each on a thread of its own.
+
+A list is read in pages; a watch goes on from the list's resource version, and from the last event's or bookmark's after
+a disconnect. Where the server has forgotten that version (410), the kind is listed anew: what the new list lacks is
+handed on as gone, so no change falls between, and what it has the same costs nothing. Errors leave the last state as it
+is: they are logged, and tried again with growing, jittered pauses.
+
+``kubernetes`` gives configuration, credentials and transport; bodies are decoded by ``decode``.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+import urllib3
+from kubernetes import config as kubernetes_config
+from kubernetes.client import ApiClient, Configuration
+
+from enforcer.model.changes import Change, Rejection
+from enforcer.model.objects import Namespace, NetworkPolicy, Node, Object, Pod
+from enforcer.sources.decode import decode
+
+log = structlog.get_logger()
+
+_PAGE = 500
+# The server ends a watch after this many seconds; jitter keeps nodes from coming back together.
+_WATCH_SECONDS = (240, 480)
+# A watch that is silent for so long, without even a bookmark, is taken for dead.
+_SILENCE_SECONDS = 90.0
+_CONNECT_SECONDS, _LIST_SECONDS = 5.0, 60.0
+_FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.25, 30.0
+_SHORT_WATCH_SECONDS = 1.0
+_GONE = 410
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A collection of the API. ``fields`` is a field selector that spares the server what is not used."""
+
+    kind: type[Object]
+    path: str
+    fields: str = ""
+
+
+RESOURCES = (
+    Resource(Namespace, "/api/v1/namespaces"),
+    Resource(Node, "/api/v1/nodes"),
+    Resource(Pod, "/api/v1/pods", "status.phase!=Succeeded,status.phase!=Failed,spec.hostNetwork=false"),
+    Resource(NetworkPolicy, "/apis/networking.k8s.io/v1/networkpolicies"),
+)
+
+
+class SourceError(Exception):
+    """The API cannot be used as configured; the text says what to correct."""
+
+
+class _ListMeta(msgspec.Struct, rename="camel", frozen=True):
+    resource_version: str = ""
+    continue_: str = msgspec.field(name="continue", default="")
+
+
+class _List(msgspec.Struct, frozen=True):
+    metadata: _ListMeta
+    items: list[msgspec.Raw] | None = None
+
+
+class _EventMeta(msgspec.Struct, rename="camel", frozen=True):
+    resource_version: str = ""
+
+
+class _EventObject(msgspec.Struct, frozen=True):
+    metadata: _EventMeta = _EventMeta()
+    code: int = 0
+    message: str = ""
+
+
+class _Event(msgspec.Struct, frozen=True):
+    type: str
+    object: msgspec.Raw
+
+
+class _StatusError(Exception):
+    """The server answered with an error: its code and, for people, its words."""
+
+    def __init__(self, code: int, text: str, retry_after: float = 0.0) -> None:
+        super().__init__(f"{code}: {text}")
+        self.code = code
+        self.retry_after = retry_after
+
+
+_list = msgspec.json.Decoder(_List)
+_event = msgspec.json.Decoder(_Event)
+_event_object = msgspec.json.Decoder(_EventObject)
+
+
+def client(kubeconfig: Path | None) -> ApiClient:
+    """A client of the API: of a kubeconfig, or (None) of the cluster that this process is a pod of.
+
+    Raises:
+        SourceError: there is no such configuration.
+    """
+    configuration = Configuration()
+    try:
+        if kubeconfig is None:
+            kubernetes_config.load_incluster_config(client_configuration=configuration)
+        else:
+            kubernetes_config.load_kube_config(str(kubeconfig), client_configuration=configuration)
+    except Exception as error:
+        # A file that is no kubeconfig makes the library raise what it may.
+        where = "this pod's service account" if kubeconfig is None else str(kubeconfig)
+        raise SourceError(f"no Kubernetes API by {where}: {error}; give --kubeconfig or --source") from error
+    # A watch for each kind, and a request beside them.
+    configuration.connection_pool_maxsize = len(RESOURCES) + 1
+    return ApiClient(configuration)
+
+
+@dataclass(slots=True)
+class _Health:
+    """When a resource was last heard of (monotonic seconds), and what is wrong now, if anything."""
+
+    heard: float = field(default_factory=time.monotonic)
+    trouble: str = ""
+
+
+class ApiSource:
+    """Hands on what the API holds, and then each difference.
+
+    Args:
+        api: see ``client``.
+        changes: takes differences, on the threads of the watches. Must not raise.
+        synced: called once, when a first list of every kind has been handed on.
+    """
+
+    def __init__(
+        self, api: ApiClient, *, changes: Callable[[Sequence[Change]], None], synced: Callable[[], None]
+    ) -> None:
+        self._api = api
+        self._changes = changes
+        self._synced = synced
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._unlisted = {resource.kind for resource in RESOURCES}
+        self._health = {resource.kind: _Health() for resource in RESOURCES}
+        self._refused: dict[tuple[type[Object], str], Rejection] = {}
+        self._threads = [
+            threading.Thread(target=self._follow, args=(resource,), name=resource.kind.__name__, daemon=True)
+            for resource in RESOURCES
+        ]
+
+    def start(self) -> None:
+        """Begin to list and watch."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Ask for the end of the watches; what they hold is handed on no more, their threads end with the process."""
+        self._stopped.set()
+
+    def rescan(self) -> None:
+        """Nothing to do: a watch tells of changes by itself."""
+
+    def rejections(self) -> tuple[Rejection, ...]:
+        """Objects that cannot be used, and resources that cannot be read now, with the reason."""
+        now = time.monotonic()
+        with self._lock:
+            away = [
+                Rejection(kind.__name__, "", "", f"not read for {now - health.heard:.0f} s: {health.trouble}")
+                for kind, health in self._health.items()
+                if health.trouble
+            ]
+            return (*self._refused.values(), *away)
+
+    # A resource's thread
+
+    def _follow(self, resource: Resource) -> None:
+        known: dict[str, None] = {}
+        version = ""
+        pause = _FIRST_PAUSE_SECONDS
+        while not self._stopped.is_set():
+            try:
+                if not version:
+                    version = self._relist(resource, known)
+                    self._listed(resource)
+                begun = time.monotonic()
+                for reached in self._watch(resource, version, known):
+                    version = reached
+                    pause = _FIRST_PAUSE_SECONDS
+                    self._heard(resource)
+                if time.monotonic() - begun < _SHORT_WATCH_SECONDS:
+                    # A server, or a proxy before it, that ends each watch at once is not asked without a rest.
+                    self._stopped.wait(_FIRST_PAUSE_SECONDS)
+            except (_StatusError, urllib3.exceptions.HTTPError, msgspec.MsgspecError, OSError) as error:
+                if self._stopped.is_set():
+                    return
+                if isinstance(error, _StatusError) and error.code == _GONE:
+                    version = ""
+                    log.info("the watch is too old; listing anew", resource=resource.path)
+                    continue
+                wait = max(pause, getattr(error, "retry_after", 0.0)) * random.uniform(0.5, 1.5)  # noqa: S311
+                pause = min(pause * 2, _LAST_PAUSE_SECONDS)
+                self._failed(resource, error, wait)
+                self._stopped.wait(wait)
+
+    def _listed(self, resource: Resource) -> None:
+        self._heard(resource)
+        with self._lock:
+            first = resource.kind in self._unlisted
+            self._unlisted.discard(resource.kind)
+            complete = first and not self._unlisted
+        if complete:
+            self._synced()
+
+    def _heard(self, resource: Resource) -> None:
+        with self._lock:
+            health = self._health[resource.kind]
+            restored = bool(health.trouble)
+            health.heard, health.trouble = time.monotonic(), ""
+        if restored:
+            log.info("the API is read again", resource=resource.path)
+
+    def _failed(self, resource: Resource, error: Exception, wait: float) -> None:
+        hint = ""
+        if isinstance(error, _StatusError) and error.code in {401, 403}:
+            hint = f"may this user list and watch {resource.path}? see the ClusterRole in deploy/"
+        with self._lock:
+            self._health[resource.kind].trouble = str(error)
+        log.warning("the API cannot be read; the last state stands", resource=resource.path, error=str(error),
+                    again_in=round(wait, 2), hint=hint)  # fmt: skip
+
+    def _relist(self, resource: Resource, known: dict[str, None]) -> str:
+        """Hand on all that there is, and what is gone; returns the list's resource version."""
+        query = {"limit": str(_PAGE)} | ({"fieldSelector": resource.fields} if resource.fields else {})
+        found: list[Change] = []
+        while True:
+            with self._get(resource.path, query, read_seconds=_LIST_SECONDS) as response:
+                page = _list.decode(response.data)
+            for item in page.items or ():
+                found += self._decoded(resource, item)
+            if not page.metadata.continue_:
+                break
+            query["continue"] = page.metadata.continue_
+        present = {change.key: None for change in found}
+        gone = [Change(resource.kind, key, None) for key in known if key not in present]
+        with self._lock:
+            for change in gone:
+                self._refused.pop((resource.kind, change.key), None)
+        known.clear()
+        known.update(present)
+        self._changes([*found, *gone])
+        return page.metadata.resource_version
+
+    def _watch(self, resource: Resource, version: str, known: dict[str, None]) -> Iterator[str]:
+        """Hand on each event until the server ends the watch; gives the resource version at first and after each."""
+        query = {
+            "watch": "1",
+            "resourceVersion": version,
+            "allowWatchBookmarks": "1",
+            "timeoutSeconds": str(random.randint(*_WATCH_SECONDS)),  # noqa: S311 - jitter
+        }
+        query |= {"fieldSelector": resource.fields} if resource.fields else {}
+        with self._get(resource.path, query, read_seconds=_SILENCE_SECONDS) as response:
+            yield version
+            for line in _lines(response):
+                if self._stopped.is_set():
+                    return
+                event = _event.decode(line)
+                about = _event_object.decode(event.object)
+                if event.type == "ERROR":
+                    raise _StatusError(about.code, about.message)
+                if event.type != "BOOKMARK":
+                    changes = self._decoded(resource, event.object)
+                    if event.type == "DELETED":
+                        changes = [Change(change.kind, change.key, None) for change in changes]
+                        for change in changes:
+                            known.pop(change.key, None)
+                            with self._lock:
+                                self._refused.pop((change.kind, change.key), None)
+                    else:
+                        known.update((change.key, None) for change in changes)
+                    self._changes(changes)
+                yield about.metadata.resource_version
+
+    def _decoded(self, resource: Resource, body: msgspec.Raw) -> list[Change]:
+        """What an object is now; one that cannot be read is absent, which closes, and is reported."""
+        changes = []
+        for decoded in decode(body, kind=resource.kind.__name__):
+            if isinstance(decoded, Rejection):
+                key = f"{decoded.namespace}/{decoded.name}" if decoded.namespace else decoded.name
+                log.error("object refused", kind=decoded.kind, object=key, reason=decoded.reason)
+                with self._lock:
+                    self._refused[resource.kind, key] = decoded
+                changes.append(Change(resource.kind, key, None))
+            else:
+                with self._lock:
+                    self._refused.pop((resource.kind, decoded.key), None)
+                changes.append(Change(resource.kind, decoded.key, decoded))
+        return changes
+
+    def _get(self, path: str, query: Mapping[str, str], *, read_seconds: float) -> urllib3.BaseHTTPResponse:
+        """Begin a request; the response is to be closed.
+
+        Raises:
+            _StatusError: the server refused.
+            urllib3.exceptions.HTTPError: it could not be reached.
+        """
+        # Credentials are asked for at each request: a service account's token is another every hour.
+        method, url, headers, *_ = self._api.param_serialize(
+            "GET",
+            path,
+            query_params=list(query.items()),
+            header_params={"Accept": "application/json"},
+            auth_settings=["BearerToken"],
+        )
+        timeout = urllib3.Timeout(connect=_CONNECT_SECONDS, read=read_seconds)
+        response: urllib3.BaseHTTPResponse = self._api.rest_client.pool_manager.request(
+            method, url, headers=headers, timeout=timeout, retries=False, preload_content=False
+        )
+        if response.status == 200:  # noqa: PLR2004 - OK
+            return response
+        with response:
+            try:
+                message = _event_object.decode(response.data).message
+            except msgspec.MsgspecError:
+                message = response.reason or "no reason given"
+            raise _StatusError(response.status, message, _seconds(response.headers.get("Retry-After")))
+
+
+def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+    rest = b""
+    while chunk := response.read1():
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from filter(None, lines)
+
+
+def _seconds(text: Any) -> float:
+    """A Retry-After in seconds; 0 for none, or for a date."""
+    return min(float(text), _LAST_PAUSE_SECONDS) if isinstance(text, str) and text.isdecimal() else 0.0

@@ -1,0 +1,222 @@
+"""The source on the real API server: what it hands on is what the server holds, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes.client import ApiClient, Configuration
+
+from enforcer.model.changes import Change
+from enforcer.model.objects import Namespace, NetworkPolicy, Node, Pod
+from enforcer.sources.api import ApiSource, SourceError, client
+from tests.kubernetes.controlplane import ControlPlane
+
+SECONDS = 30.0
+
+
+class Held:
+    """What a source has handed on, by kind and key."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[type, str], Any] = {}
+        self.synced = threading.Event()
+        self._changed = threading.Condition()
+
+    def take(self, changes: Sequence[Change]) -> None:
+        with self._changed:
+            for change in changes:
+                if change.object is None:
+                    self.objects.pop((change.kind, change.key), None)
+                else:
+                    self.objects[change.kind, change.key] = change.object
+            self._changed.notify_all()
+
+    def get(self, kind: type, key: str) -> Any:
+        return self.objects.get((kind, key))
+
+    def until(self, holds: Callable[[], object]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(holds, SECONDS), self.objects
+
+
+@contextmanager
+def following(api: ApiClient) -> Iterator[tuple[Held, ApiSource]]:
+    held = Held()
+    source = ApiSource(api, changes=held.take, synced=held.synced.set)
+    source.start()
+    try:
+        yield held, source
+    finally:
+        source.stop()
+
+
+def pod(name: str, namespace: str, **spec: Any) -> dict[str, Any]:
+    meta = {"name": name, "namespace": namespace, "labels": {"app": name}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta,
+            "spec": {"containers": [{"name": "c", "image": "none"}], **spec}}  # fmt: skip
+
+
+def policy(name: str, namespace: str) -> dict[str, Any]:
+    meta = {"name": name, "namespace": namespace}
+    spec = {"podSelector": {"matchLabels": {"app": "db"}}}
+    return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": meta, "spec": spec}
+
+
+def apply(plane: ControlPlane, *objects: dict[str, Any]) -> None:
+    plane.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+
+
+def test_what_the_server_holds_is_handed_on_and_then_each_change(control_plane: ControlPlane) -> None:
+    plane = control_plane
+    plane.kubectl("create", "namespace", "changes")
+    apply(plane, pod("db", "changes", nodeName="node-1"), policy("db", "changes"))
+    with following(client(plane.kubeconfig)) as (held, source):
+        assert held.synced.wait(SECONDS)
+        assert held.get(Namespace, "changes").labels["kubernetes.io/metadata.name"] == "changes"
+        assert held.get(Pod, "changes/db").node == "node-1"
+        assert held.get(NetworkPolicy, "changes/db").rejected is None
+        plane.kubectl("label", "namespace", "changes", "team=a")
+        held.until(lambda: held.get(Namespace, "changes").labels.get("team") == "a")
+        plane.kubectl("label", "--overwrite", "-n", "changes", "pod", "db", "app=other")
+        held.until(lambda: held.get(Pod, "changes/db").labels == {"app": "other"})
+        status = json.dumps({"status": {"podIP": "10.1.0.5", "podIPs": [{"ip": "10.1.0.5"}, {"ip": "fd00::5"}]}})
+        plane.kubectl("patch", "-n", "changes", "pod", "db", "--subresource=status", "--type=merge", "-p", status)
+        held.until(lambda: len(held.get(Pod, "changes/db").addresses) == 2)
+        apply(plane, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-9"},
+                      "spec": {"podCIDRs": ["10.9.0.0/24", "fd09::/64"]}})  # fmt: skip
+        held.until(lambda: held.get(Node, "node-9"))
+        plane.kubectl("delete", "-n", "changes", "networkpolicy", "db")
+        held.until(lambda: held.get(NetworkPolicy, "changes/db") is None)
+        assert source.rejections() == ()
+
+
+def test_completed_and_host_network_pods_are_not_asked_for(control_plane: ControlPlane) -> None:
+    plane = control_plane
+    plane.kubectl("create", "namespace", "spared")
+    apply(plane, pod("host", "spared", hostNetwork=True), pod("job", "spared"))
+    with following(client(plane.kubeconfig)) as (held, _):
+        assert held.synced.wait(SECONDS)
+        assert held.get(Pod, "spared/job")
+        assert held.get(Pod, "spared/host") is None
+        done = json.dumps({"status": {"phase": "Succeeded"}})
+        plane.kubectl("patch", "-n", "spared", "pod", "job", "--subresource=status", "--type=merge", "-p", done)
+        held.until(lambda: held.get(Pod, "spared/job") is None)
+
+
+def test_more_objects_than_a_page_are_all_handed_on(control_plane: ControlPlane) -> None:
+    plane = control_plane
+    plane.kubectl("create", "namespace", "many")
+    apply(plane, *(policy(f"p-{n}", "many") for n in range(520)))
+    with following(client(plane.kubeconfig)) as (held, _):
+        assert held.synced.wait(SECONDS)
+        assert sum(key.startswith("many/") for kind, key in held.objects if kind is NetworkPolicy) == 520
+    plane.kubectl("delete", "namespace", "many", "--wait=false")
+
+
+def test_a_user_who_may_not_read_is_told_which_resource_and_is_never_synced(control_plane: ControlPlane) -> None:
+    stranger = control_plane.kubeconfig_of("stranger", user="stranger")
+    with following(client(stranger)) as (held, source):
+        deadline = time.monotonic() + SECONDS
+        while len(source.rejections()) < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert all("403" in rejection.reason for rejection in source.rejections())
+        assert not held.synced.is_set()
+
+
+def test_a_restart_of_the_server_loses_no_change_and_takes_nothing_back(tmp_path: Path) -> None:
+    with ControlPlane(tmp_path) as plane:
+        apply(plane, pod("kept", "default"), pod("gone", "default"))
+        with following(client(plane.kubeconfig)) as (held, source):
+            assert held.synced.wait(SECONDS)
+            plane.stop_server()
+            deadline = time.monotonic() + SECONDS
+            while not source.rejections():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert held.get(Pod, "default/gone")
+            plane.start_server()
+            plane.kubectl("delete", "pod", "gone", "--force", "--grace-period=0")
+            apply(plane, pod("new", "default"))
+            held.until(lambda: held.get(Pod, "default/new") and held.get(Pod, "default/gone") is None)
+            assert held.get(Pod, "default/kept")
+            held.until(lambda: not source.rejections())
+
+
+def test_without_a_cluster_or_a_kubeconfig_the_error_names_the_ways_out(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="--kubeconfig or --source"):
+        client(None)
+    (tmp_path / "bad").write_text("nothing")
+    with pytest.raises(SourceError, match="bad"):
+        client(tmp_path / "bad")
+
+
+class Script(BaseHTTPRequestHandler):
+    """Plays a list for the namespaces that changes with each reading, and watches that fail in turn."""
+
+    lists = 0
+    watches: list[tuple[int, bytes]]
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        status, body, headers = 200, b"", {}
+        if "/namespaces" not in self.path:
+            body = b'{"metadata": {"resourceVersion": "1"}, "items": []}' if "watch=1" not in self.path else b""
+        elif "watch=1" in self.path:
+            type(self).asked.append(self.path)
+            status, body = type(self).watches.pop(0) if type(self).watches else (200, b"")
+            headers = {"Retry-After": "0"} if status == 429 else {}
+        else:
+            type(self).lists += 1
+            item = {"metadata": {"name": f"list-{self.lists}", "resourceVersion": "5"}}
+            body = json.dumps({"metadata": {"resourceVersion": f"{self.lists}0"}, "items": [item]}).encode()
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def event(kind: str, **metadata: str) -> bytes:
+    return json.dumps({"type": kind, "object": {"metadata": metadata}}).encode() + b"\n"
+
+
+def test_a_watch_goes_on_where_it_stopped_and_is_listed_anew_only_when_it_is_too_old() -> None:
+    gone = json.dumps({"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}}).encode()
+    Script.asked = []
+    Script.watches = [
+        (200, event("ADDED", name="added", resourceVersion="11") + event("BOOKMARK", resourceVersion="15")),
+        (429, b'{"message": "slow down"}'),
+        (500, b"no JSON at all"),
+        (200, event("ADDED", name="cut", resourceVersion="16") + b'{"type": "ADDED", "obj'),
+        (200, gone + b"\n"),
+    ]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Script)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        configuration = Configuration(host=f"http://127.0.0.1:{server.server_port}")
+        with following(ApiClient(configuration)) as (held, _):
+            held.until(lambda: held.get(Namespace, "list-2"))
+            # The second list has neither the first list's object nor what the watches had added.
+            assert {key for kind, key in held.objects if kind is Namespace} == {"list-2"}
+            deadline = time.monotonic() + SECONDS
+            while len(Script.asked) < 6:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    versions = [path.partition("resourceVersion=")[2].partition("&")[0] for path in Script.asked]
+    assert versions[:6] == ["10", "15", "15", "15", "16", "20"]
