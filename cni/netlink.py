@@ -22,6 +22,7 @@ _NLMSGERR_ATTR_MSG = 1
 _NLM_F_ACK_TLVS = 0x200
 _NESTED, _KIND_MASK = 0x8000, 0x3FFF
 _RECEIVE_BYTES = 1 << 17
+_GROUP_LINK, _GROUP_IPV4_ROUTE, _GROUP_IPV6_ROUTE = 1 << 0, 1 << 6, 1 << 10
 
 _header = struct.Struct("=IHHII")
 _attribute_header = struct.Struct("=HH")
@@ -335,12 +336,32 @@ class Netlink:
                 return
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
-        data = self._socket.recv(_RECEIVE_BYTES)
-        offset = 0
-        while offset + 16 <= len(data):
-            length, kind, flags, sequence, _ = _header.unpack_from(data, offset)
-            yield kind, flags, sequence, data[offset + 16 : offset + length]
-            offset += -(-length // 4) * 4
+        return _split(self._socket.recv(_RECEIVE_BYTES))
+
+
+class Events:
+    """What happens to links and routes in the calling thread's network namespace. For one thread."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._socket.bind((0, _GROUP_LINK | _GROUP_IPV4_ROUTE | _GROUP_IPV6_ROUTE))
+
+    def wait(self) -> list[tuple[int, bytes]]:
+        """Types and payloads of what has happened since the last call; blocks until there is something.
+
+        Raises:
+            OSError: events were lost.
+        """
+        return [(kind, payload) for kind, _, _, payload in _split(self._socket.recv(_RECEIVE_BYTES))]
+
+
+def _split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Type, flags, sequence number and payload of each message of a datagram."""
+    offset = 0
+    while offset + 16 <= len(data):
+        length, kind, flags, sequence, _ = _header.unpack_from(data, offset)
+        yield kind, flags, sequence, data[offset + 16 : offset + length]
+        offset += -(-length // 4) * 4
 
 
 def _said(flags: int, payload: bytes) -> str:

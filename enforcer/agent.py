@@ -17,6 +17,7 @@ from cni.ipam import Store
 from cni.netlink import NetlinkError
 from cni.node import Node
 from cni.operations import EnforcerUnavailable, Operations
+from cni.routes import NodeRoutes
 from cni.server import CniServer
 from enforcer.config import Config
 from enforcer.control import ControlError, ControlServer
@@ -104,7 +105,11 @@ class Agent:
             unknown_pods_allowed=config.unknown_pods == "allow",
             unknown_pod_wait=config.unknown_pod_wait_seconds,
             base=BaseSettings(
-                pod_to_own_node=config.pod_to_own_node == "allow", revoked_mark=config.revoked_connection_mark
+                pod_to_own_node=config.pod_to_own_node == "allow",
+                revoked_mark=config.revoked_connection_mark,
+                # Where pod networks are given by hand, it is not known which are the cluster's.
+                masquerade=config.masquerade == "enable" and not options.pod_cidrs,
+                not_masqueraded=config.networks_not_masqueraded,
             ),
         )
         self._reconciler = Reconciler(Tables(), settings, self._metrics)
@@ -115,9 +120,10 @@ class Agent:
             node=Node(bridge_netfilter=config.bridge_netfilter),
             enforcer=_Enforcer(self._reconciler),
         )
+        self._routes = NodeRoutes()
         self._stopped = threading.Event()
         if not options.pod_cidrs:
-            self._reconciler.follow_node(self._follow_node)
+            self._reconciler.follow_nodes(self._follow_nodes)
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT, or until the loop fails."""
@@ -125,6 +131,7 @@ class Agent:
             signal.signal(number, lambda *_: self._stopped.set())
         watch = TableWatch()
         threading.Thread(target=self._watch, args=(watch,), name="nftables", daemon=True).start()
+        self._routes.start()
         self._reconciler.start()
         self._reconciler.restore(self._operations.start(self._options.pod_cidrs))
         self._source.start()
@@ -157,7 +164,13 @@ class Agent:
         client = api.client(self._options.kubeconfig)
         return api.ApiSource(client, changes=changes, synced=synced), str(client.configuration.host)
 
-    def _follow_node(self, node: NodeObject) -> None:
+    def _follow_nodes(self, nodes: Mapping[str, NodeObject | None]) -> None:
+        own = nodes.get(self._options.node)
+        if own is not None:
+            self._follow_own_node(own)
+        self._routes.set_nodes({name: node for name, node in nodes.items() if name != self._options.node})
+
+    def _follow_own_node(self, node: NodeObject) -> None:
         try:
             self._operations.set_pod_cidrs(node.pod_cidrs)
         except (NetlinkError, OSError) as error:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from enforcer.model.addresses import Network
+
 
 class ConfigError(Exception):
     """The configuration cannot be used; the text names the file, the key and what is wanted."""
@@ -21,6 +23,9 @@ class Config(msgspec.Struct, rename="camel", frozen=True, forbid_unknown_fields=
         pod_to_own_node: whether a pod's traffic to its own node follows its egress policy, or always passes.
         revoked_connection_mark: the bit of the conntrack mark that says: policy does not allow this established flow.
             Take another one where another program uses that bit; 0 lets established flows go on.
+        masquerade: whether what pods send out of the cluster gets an address of the node. It needs Node objects, which
+            say what the cluster's pod networks are: with ``--pod-cidr`` nothing is masqueraded.
+        not_masqueraded: networks outside the cluster that see the pods' own addresses.
         bridge_netfilter: whether to set net.bridge.bridge-nf-call-ip(6)tables to 0, or leave them alone.
         metrics_address: ``host:port`` (``[host]:port`` for IPv6) of /metrics, /livez and /readyz; empty for none.
         log_format: ``json``, ``console``, or ``auto``: console on a terminal.
@@ -31,6 +36,8 @@ class Config(msgspec.Struct, rename="camel", frozen=True, forbid_unknown_fields=
     unknown_pod_wait_seconds: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.5
     pod_to_own_node: Literal["policy", "allow"] = "policy"
     revoked_connection_mark: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0x02000000
+    masquerade: Literal["enable", "disable"] = "enable"
+    not_masqueraded: tuple[str, ...] = ()
     bridge_netfilter: Literal["disable", "leave"] = "disable"
     metrics_address: Annotated[str, msgspec.Meta(pattern=r"^$|^[^:]+:\d+$|^\[.+\]:\d+$")] = ""
     log_format: Literal["auto", "json", "console"] = "auto"
@@ -39,6 +46,15 @@ class Config(msgspec.Struct, rename="camel", frozen=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         if self.revoked_connection_mark & (self.revoked_connection_mark - 1):
             raise ValueError(f"`revokedConnectionMark` must be one bit or 0, got {self.revoked_connection_mark:#x}")
+        try:
+            _ = self.networks_not_masqueraded
+        except ValueError as error:
+            raise ValueError(f"`notMasqueraded`: {error}") from error
+
+    @property
+    def networks_not_masqueraded(self) -> tuple[Network, ...]:
+        """``not_masqueraded`` as networks."""
+        return tuple(map(Network.parse, self.not_masqueraded))
 
 
 def load(path: Path | None) -> Config:

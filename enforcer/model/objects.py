@@ -48,10 +48,11 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node and the pod networks that were assigned to it (``spec.podCIDRs``)."""
+    """A node, the pod networks that were assigned to it (``spec.podCIDRs``), and its own addresses (InternalIP)."""
 
     name: str
     pod_cidrs: tuple[Network, ...] = ()
+    addresses: tuple[Address, ...] = ()
 
     @property
     def key(self) -> str:

@@ -11,7 +11,7 @@ import functools
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
@@ -104,7 +104,8 @@ class Reconciler:
         self._index = PolicyIndex(self._translator)
         unknown = Standing.GUEST if settings.unknown_pods_allowed else Standing.UNKNOWN
         self._endpoints = Endpoints(settings.node, self._index.set_endpoint, unknown=unknown)
-        self._hear_node: Callable[[Node], None] | None = None
+        self._hear_nodes: Callable[[Mapping[str, Node | None]], None] | None = None
+        self._nodes: dict[str, Node] = {}
         self._policies: dict[str, NetworkPolicy] = {}
         self._refused: dict[str, Rejection] = {}
         self._changed_policies: set[str] = set()
@@ -120,9 +121,9 @@ class Reconciler:
 
     # Doors: any thread
 
-    def follow_node(self, hear: Callable[[Node], None]) -> None:
-        """Have ``hear`` called on the loop's thread with each new state of this node's object; before ``start``."""
-        self._hear_node = hear
+    def follow_nodes(self, hear: Callable[[Mapping[str, Node | None]], None]) -> None:
+        """Have ``hear`` called on the loop's thread with the new state of Node objects by name; before ``start``."""
+        self._hear_nodes = hear
 
     def start(self) -> None:
         """Start the loop."""
@@ -277,8 +278,24 @@ class Reconciler:
                 return
 
     def _take(self, changes: Sequence[Change]) -> None:
+        nodes: dict[str, Node | None] = {}
         for change in changes:
-            self._take_object(change.kind, change.key, change.object)
+            if change.kind is Node:
+                nodes[change.key] = _as(Node, change.object)
+            else:
+                self._take_object(change.kind, change.key, change.object)
+        self._take_nodes(nodes)
+
+    def _take_nodes(self, nodes: Mapping[str, Node | None]) -> None:
+        changed = {name: node for name, node in nodes.items() if node != self._nodes.get(name)}
+        if not changed:
+            return
+        for name, node in changed.items():
+            _put(self._nodes, name, node)
+        networks = [network for node in self._nodes.values() for network in node.pod_cidrs]
+        self._translator.pod_networks_changed(networks)
+        if self._hear_nodes is not None:
+            self._hear_nodes(changed)
 
     def _take_object(self, kind: type[Object], key: str, value: Object | None) -> None:
         if kind is Pod:
@@ -289,13 +306,9 @@ class Reconciler:
             self._changed_policies.add(key)
             self._index.set_policy(key, policy)
             _put(self._policies, key, policy)
-        elif kind is Namespace:
+        else:
             namespace = _as(Namespace, value)
             self._index.set_namespace(key, namespace.labels if namespace else None)
-        else:
-            node = _as(Node, value)
-            if node is not None and key == self._settings.node and self._hear_node is not None:
-                self._hear_node(node)
 
     def _begin(self) -> None:
         self._synced = True

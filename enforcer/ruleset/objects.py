@@ -150,14 +150,15 @@ PLAIN = Element()
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """Where a (filter) base chain is attached; ``priority`` is as nft prints it, ``number`` what it stands for."""
+    """Where a base chain is attached; ``priority`` is as nft prints it, ``number`` what it stands for."""
 
     name: str
     priority: str
     number: int
+    type: str = "filter"
 
     def __str__(self) -> str:
-        return f"type filter hook {self.name} priority {self.priority}; policy accept;"
+        return f"type {self.type} hook {self.name} priority {self.priority}; policy accept;"
 
 
 @dataclass(frozen=True, slots=True)

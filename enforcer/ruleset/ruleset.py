@@ -43,8 +43,8 @@ class Transaction:
 
     @property
     def structural(self) -> bool:
-        """Whether more than elements changes."""
-        return bool(self.counters or self.sets or self.chains)
+        """Whether more changes than elements of plain sets."""
+        return bool(self.counters or self.sets or self.chains) or any(change.set.interval for change in self.elements)
 
     @property
     def counts(self) -> dict[str, int]:

@@ -211,7 +211,16 @@ def _node(body: object) -> Node | Rejection:
             cidrs.append(syntax.read_network(text))
         except ValueError:
             errors.append(f"{path}: {syntax.shown(text)} is no CIDR")
-    return Node(name, tuple(cidrs)) if not errors else Rejection("Node", "", name, "; ".join(errors))
+    addresses = []
+    for index, entry in enumerate((read.status or wire.NodeStatus()).addresses or ()):
+        if entry.type == "InternalIP":
+            try:
+                addresses.append(syntax.read_address(entry.address or ""))
+            except ValueError:
+                errors.append(
+                    f"status.addresses[{index}].address: {syntax.shown(entry.address or '')} is no IP address"
+                )
+    return Node(name, tuple(cidrs), tuple(addresses)) if not errors else Rejection("Node", "", name, "; ".join(errors))
 
 
 def _refused(body: object, *, kind: str, errors: list[str]) -> Rejection:

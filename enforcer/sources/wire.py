@@ -103,6 +103,19 @@ class NodeSpec(Struct, gc=False):
     pod_cidrs: list[str] | None = field(default=None, name="podCIDRs")
 
 
+class NodeAddress(Struct, gc=False):
+    """``status.addresses[]`` of a Node."""
+
+    type: str | None = None
+    address: str | None = None
+
+
+class NodeStatus(Struct, gc=False):
+    """``status`` of a Node."""
+
+    addresses: list[NodeAddress] | None = None
+
+
 class NodeMeta(Struct, gc=False):
     """``metadata`` of a Node: its labels are not used."""
 
@@ -114,6 +127,7 @@ class Node(Struct, gc=False):
 
     metadata: NodeMeta | None = None
     spec: NodeSpec | None = None
+    status: NodeStatus | None = None
 
 
 class Requirement(Struct, gc=False, forbid_unknown_fields=True):

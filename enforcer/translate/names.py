@@ -108,6 +108,12 @@ def local_set(family: Family) -> Set:
     return Set(Table.POLICY, f"local-{family.label}", (ADDRESS[family],), "pods of this node")
 
 
+def network_set(family: Family) -> Set:
+    """The networks that pods are seen by with their own addresses."""
+    comment = "pod networks of the cluster, and what is not masqueraded"
+    return Set(Table.POLICY, f"pod-networks-{family.label}", (ADDRESS[family],), comment, interval=True)
+
+
 def self_set(family: Family) -> Set:
     """Each address of this node's pods with itself: a pod is never cut off from itself."""
     return Set(Table.POLICY, f"self-{family.label}", (ADDRESS[family], ADDRESS[family]), "a pod and itself")

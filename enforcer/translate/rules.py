@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from enforcer.model.addresses import Family, format_interval, subtract
+from enforcer.model.addresses import Family, Network, format_interval, subtract
 from enforcer.model.objects import Direction, IPBlock, NetworkPolicy, Peer, PolicyRule, Protocol
 from enforcer.policy.isolation import Group
 from enforcer.policy.sets import PodSelection, named_port
@@ -29,10 +29,14 @@ class BaseSettings:
     Attributes:
         pod_to_own_node: let pods reach their own node whatever their egress policy says.
         revoked_mark: the bit of the conntrack mark that flows have which policy does not allow any more; 0 for none.
+        masquerade: give what pods send out of the cluster an address of the node.
+        not_masqueraded: networks outside the cluster that see the pods' own addresses.
     """
 
     pod_to_own_node: bool = False
     revoked_mark: int = 0x02000000
+    masquerade: bool = False
+    not_masqueraded: tuple[Network, ...] = ()
 
 
 _FIELDS = {Family.V4: "ip", Family.V6: "ip6"}
@@ -152,7 +156,14 @@ def group_chain(group: Group) -> Chain:
     )
 
 
-def static_sets() -> Iterator[Set]:
+def network_elements(networks: Iterable[Network], family: Family) -> Iterator[bytes]:
+    """The elements of a set of networks: first and last address of each interval; those that touch are made one."""
+    width = family.bits // 8
+    for first, last in _merged([network.interval for network in networks if network.family is family]):
+        yield first.to_bytes(width, "big") + last.to_bytes(width, "big")
+
+
+def static_sets(settings: BaseSettings) -> Iterator[Set]:
     """The sets and maps that the base chains refer to."""
     for family in Family:
         yield names.local_set(family)
@@ -160,6 +171,8 @@ def static_sets() -> Iterator[Set]:
         for direction in Direction:
             yield names.dispatch_map(direction, family)
         yield names.port_set(family)
+        if settings.masquerade:
+            yield names.network_set(family)
 
 
 def static_counters() -> Iterator[Counter]:
@@ -211,6 +224,14 @@ def base_chains(settings: BaseSettings) -> Iterator[Chain]:
         "what pods send to this node itself, by their egress policies",
         Hook("input", "filter", 0),
     )
+    if settings.masquerade:
+        yield Chain(
+            Table.POLICY,
+            "to-outside",
+            of_families("{ip} saddr @local-{v} {ip} daddr != @pod-networks-{v} masquerade fully-random"),
+            "what pods send out of the cluster gets an address of the node",
+            Hook("postrouting", "srcnat", 100, "nat"),
+        )
     yield _guard()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from enforcer.model.addresses import Address, Family, family_of
+from enforcer.model.addresses import Address, Family, Network, family_of
 from enforcer.model.objects import Attachment, Direction, IPBlock, NetworkPolicy
 from enforcer.policy.isolation import Group
 from enforcer.policy.resolve import Resolved
@@ -26,6 +26,8 @@ class Translator:
 
     def __init__(self, ruleset: Ruleset, settings: rules.BaseSettings = _DEFAULT) -> None:
         self._ruleset = ruleset
+        self._settings = settings
+        self._networks: dict[Family, set[bytes]] = {family: set() for family in Family}
         # The sets of pods by what they describe, so that an element costs no wording.
         self._sets: dict[PodSet, dict[Family, Set]] = {}
         # What each policy in force has put, to take it away by; and how many policies use each ipBlock's set.
@@ -33,10 +35,25 @@ class Translator:
         self._block_users: dict[str, int] = {}
         for counter in rules.static_counters():
             ruleset.put_counter(counter)
-        for static_set in rules.static_sets():
+        for static_set in rules.static_sets(settings):
             ruleset.put_set(static_set)
         for chain in rules.base_chains(settings):
             ruleset.put_chain(chain)
+        self.pod_networks_changed(())
+
+    def pod_networks_changed(self, networks: Iterable[Network]) -> None:
+        """Say which networks are the cluster's pods'."""
+        if not self._settings.masquerade:
+            return
+        whole = (*networks, *self._settings.not_masqueraded)
+        for family, present in self._networks.items():
+            of = names.network_set(family)
+            wanted = set(rules.network_elements(whole, family))
+            for key in present - wanted:
+                self._ruleset.remove_element(of.table, of.name, key)
+            for key in wanted - present:
+                self._ruleset.put_element(of.table, of.name, key)
+            self._networks[family] = wanted
 
     # Sets of pods
 
