@@ -90,6 +90,9 @@ class Store:
         """
         attachment = record.attachment
         with self._lock:
+            row = self._db.execute("SELECT container_id FROM attachment WHERE mac = ?", (attachment.mac,)).fetchone()
+            if row is not None:
+                raise CniError(ADDRESS_FAILURE, f"{attachment.mac.hex(':')} is the hardware address of {row[0]}")
             taken = [address for address in attachment.addresses if address in self._used]
             if taken:
                 raise CniError(ADDRESS_FAILURE, f"{format_address(taken[0])} is in use by another attachment")
@@ -200,5 +203,6 @@ def _reserved(address: Address, network: Network) -> bool:
     value = int.from_bytes(address, "big")
     first, last = network.interval
     if last - first <= 1:
-        return address == gateway(network) and first != last
+        # One address is the gateway's; of two, the second is.
+        return address == gateway(network)
     return value in {first, first + 1} or (network.family is Family.V4 and value == last)

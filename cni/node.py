@@ -72,6 +72,8 @@ class Node:
         """Give the bridge the gateway of each pod network, and make what is not allocated in it unreachable."""
         messages = []
         for network in networks:
+            if network.length == 0:
+                raise ValueError(f"{network} cannot be a pod network: it is every address")
             own = netlink.address(gateway(network), index=self.bridge_index)
             rest = netlink.Route(network.first, network.length, ROUTE_PROTOCOL)
             messages += [

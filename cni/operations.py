@@ -110,7 +110,7 @@ class Operations:
             case "GC":
                 self._gc(request)
             case "STATUS":
-                self._status()
+                self._status(request)
             case _:
                 with _Held(self._guard, self._locks, f"{request.container_id}/{request.ifname}"):
                     match request.command:
@@ -153,7 +153,9 @@ class Operations:
         return success(result, request.config)
 
     def _reserve(self, request: Request) -> tuple[Record, Mapping[Family, Address]]:
-        if request.config.ipam.get("type"):
+        if request.requested_mac == BRIDGE_MAC:
+            raise CniError(INVALID_CONFIGURATION, "runtimeConfig.mac", f"{BRIDGE_MAC.hex(':')} is the bridge's own")
+        if request.config.ipam_type:
             addresses, ways = delegation.add(request.raw_config, request.environment)
             record = _record(request, addresses)
             try:
@@ -208,7 +210,7 @@ class Operations:
         record = self._store.record(container_id, ifname)
         if record is not None:
             self._undo(record)
-        elif request is not None and request.config.ipam.get("type"):
+        elif request is not None and request.config.ipam_type:
             # An ADD that was killed between the IPAM plugin and our own state has left the plugin's.
             delegation.run("DEL", request.raw_config, request.environment)
 
@@ -227,15 +229,28 @@ class Operations:
         if request.config.valid_attachments is None:
             raise CniError(INVALID_CONFIGURATION, "GC needs cni.dev/valid-attachments")
         valid = {f"{entry.container_id}/{entry.ifname}" for entry in request.config.valid_attachments}
+        errors = []
         for record in self._store.records():
             attachment = record.attachment
             if record.network == request.config.name and attachment.key not in valid:
-                with _Held(self._guard, self._locks, attachment.key):
-                    self._delete(attachment.container_id, attachment.ifname)
+                try:
+                    with _Held(self._guard, self._locks, attachment.key):
+                        self._delete(attachment.container_id, attachment.ifname)
+                except CniError as error:
+                    errors.append(error)
+        if request.config.ipam_type:
+            try:
+                delegation.run("GC", request.raw_config, request.environment)
+            except CniError as error:
+                errors.append(error)
+        if errors:
+            raise CniError(errors[0].code, errors[0].message, "; ".join(map(str, errors)))
 
-    def _status(self) -> None:
+    def _status(self, request: Request) -> None:
         reason = self._enforcer.ready()
-        if reason is None and not self._networks:
+        if request.config.ipam_type:
+            delegation.run("STATUS", request.raw_config, request.environment)
+        elif reason is None and not self._networks:
             reason = "the node has no pod CIDR yet"
         if reason is not None:
             raise CniError(UNAVAILABLE, "pods cannot be attached now", reason)
@@ -285,7 +300,7 @@ def _record(request: Request, addresses: tuple[Address, ...]) -> Record:
         mac=request.requested_mac or links.default_mac(request.container_id, request.ifname),
         port=links.port_name(request.container_id, request.ifname),
     )
-    environment = dict(request.environment) if request.config.ipam.get("type") else {}
+    environment = dict(request.environment) if request.config.ipam_type else {}
     return Record(attachment, request.config.name, request.raw_config, environment, ready=False)
 
 

@@ -39,8 +39,8 @@ class CniError(Exception):
 class RuntimeConfig(msgspec.Struct, frozen=True):
     """``runtimeConfig``: the capabilities ``ips`` and ``mac``."""
 
-    ips: list[str] = []
-    mac: str = ""
+    ips: list[str] | None = None
+    mac: str | None = None
 
 
 class AttachmentId(msgspec.Struct, frozen=True, rename={"container_id": "containerID", "ifname": "ifname"}):
@@ -56,11 +56,16 @@ class NetConf(msgspec.Struct, frozen=True, rename="camel"):
     cni_version: str = "0.1.0"
     name: str = ""
     type: str = ""
-    ipam: dict[str, Any] = {}
-    dns: dict[str, Any] = {}
+    ipam: dict[str, Any] | None = None
+    dns: dict[str, Any] | None = None
     prev_result: dict[str, Any] | None = None
-    runtime_config: RuntimeConfig = RuntimeConfig()
+    runtime_config: RuntimeConfig | None = None
     valid_attachments: list[AttachmentId] | None = msgspec.field(name="cni.dev/valid-attachments", default=None)
+
+    @property
+    def ipam_type(self) -> str:
+        """The IPAM plugin to delegate to; empty for none."""
+        return str((self.ipam or {}).get("type") or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +90,14 @@ class Request:
         return f"{namespace}/{name}" if namespace and name else None
 
     @property
+    def _runtime(self) -> RuntimeConfig:
+        return self.config.runtime_config or RuntimeConfig()
+
+    @property
     def requested_addresses(self) -> tuple[Address, ...]:
         """The ``ips`` capability, without prefix lengths."""
         try:
-            return tuple(parse_address(text.partition("/")[0]) for text in self.config.runtime_config.ips)
+            return tuple(parse_address(text.partition("/")[0]) for text in self._runtime.ips or ())
         except ValueError as error:
             raise CniError(INVALID_CONFIGURATION, "runtimeConfig.ips", str(error)) from error
 
@@ -117,7 +126,7 @@ class Request:
     @property
     def requested_mac(self) -> bytes | None:
         """The ``mac`` capability."""
-        mac = self.config.runtime_config.mac
+        mac = self._runtime.mac
         if not mac:
             return None
         if not _MAC.match(mac) or int(mac[:2], 16) & 1:
@@ -193,8 +202,13 @@ class Result:
 
 
 def success(result: Result, config: NetConf) -> dict[str, Any]:
-    """The result of an ADD in the format of the configuration's version (specification, section 5)."""
+    """The result of an ADD in the format of the configuration's version (specification, section 5).
+
+    What an earlier plugin of the chain has made (``prevResult``) stays, before what is ours.
+    """
     version = config.cni_version
+    earlier = {key: list((config.prev_result or {}).get(key) or ()) for key in ("interfaces", "ips", "routes")}
+    place = len(earlier["interfaces"]) + 1
     interfaces: list[dict[str, Any]] = [
         {"name": result.port, "mac": result.port_mac.hex(":")},
         {"name": result.ifname, "mac": result.mac.hex(":"), "sandbox": result.netns_path},
@@ -205,7 +219,7 @@ def success(result: Result, config: NetConf) -> dict[str, Any]:
     ips = []
     for address in result.addresses:
         family = family_of(address)
-        ip: dict[str, Any] = {"interface": 1, "address": f"{format_address(address)}/{family.bits}"}
+        ip: dict[str, Any] = {"interface": place, "address": f"{format_address(address)}/{family.bits}"}
         if family in result.gateways:
             ip["gateway"] = format_address(result.gateways[family])
         if version in {"0.3.1", "0.4.0"}:
@@ -215,7 +229,13 @@ def success(result: Result, config: NetConf) -> dict[str, Any]:
         {"dst": str(Network(bytes(family.bits // 8), 0)), "gw": format_address(gateway)}
         for family, gateway in result.gateways.items()
     ]
-    return {"cniVersion": version, "interfaces": interfaces, "ips": ips, "routes": routes, "dns": config.dns}
+    return {
+        "cniVersion": version,
+        "interfaces": earlier["interfaces"] + interfaces,
+        "ips": earlier["ips"] + ips,
+        "routes": earlier["routes"] + routes,
+        "dns": config.dns or (config.prev_result or {}).get("dns") or {},
+    }
 
 
 def failure(error: CniError, version: str) -> dict[str, Any]:

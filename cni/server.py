@@ -96,7 +96,7 @@ class CniServer:
         finally:
             os.umask(mask)
         self._path = path
-        self._thread = threading.Thread(target=self._server.serve_forever, name="cni")
+        self._thread = threading.Thread(target=self._server.serve_forever, name="cni", daemon=True)
 
     def start(self) -> None:
         """Start to serve."""

@@ -24,6 +24,7 @@ from enforcer.control import ControlError, ControlServer
 from enforcer.explain import Evidence, Question, QuestionError, explain
 from enforcer.kernel.netlink import TableWatch
 from enforcer.kernel.nftables import Tables
+from enforcer.lock import Lock
 from enforcer.model.addresses import Network, format_address
 from enforcer.model.changes import Rejection
 from enforcer.model.objects import Attachment
@@ -58,6 +59,9 @@ class Source(Protocol):
 
     def start(self) -> None:
         """Begin."""
+
+    def alive(self) -> bool:
+        """Whether it runs."""
 
     def stop(self) -> None:
         """End; nothing is handed on after that."""
@@ -99,6 +103,7 @@ class Agent:
         self._options = options
         config = options.config
         options.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = Lock(options.run_dir)
         self._metrics = Metrics()
         settings = Settings(
             node=options.node,
@@ -142,8 +147,8 @@ class Agent:
         control.start()
         log.info("agent started", node=self._options.node, source=self._source_name, pid=os.getpid())
         while not self._stopped.wait(1.0):
-            if not self._reconciler.alive():
-                log.error("the loop has ended; the kernel's rules stand, restart the agent")
+            if not self._reconciler.alive() or not self._source.alive():
+                log.error("the loop or the source has ended; the kernel's rules stand, restart the agent")
                 # The CNI server's threads may wait for the loop for ever.
                 os._exit(1)
         cni.stop()
@@ -173,7 +178,7 @@ class Agent:
     def _follow_own_node(self, node: NodeObject) -> None:
         try:
             self._operations.set_pod_cidrs(node.pod_cidrs)
-        except (NetlinkError, OSError) as error:
+        except (NetlinkError, OSError, ValueError) as error:
             log.error(
                 "the node's pod CIDRs cannot be used", cidrs=[str(cidr) for cidr in node.pod_cidrs], error=str(error)
             )

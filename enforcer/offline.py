@@ -66,7 +66,9 @@ def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
     for path in paths:
         if path.is_dir():
             for found in sorted(path.rglob("*")):
-                if found.suffix in SUFFIXES and found.is_file():
-                    yield path, str(found.relative_to(path))
+                inner = found.relative_to(path)
+                hidden = any(part.startswith(".") for part in inner.parts)
+                if found.suffix in SUFFIXES and not hidden and found.is_file():
+                    yield path, str(inner)
         else:
             yield path.parent, path.name

@@ -6,19 +6,21 @@ import click
 
 from enforcer.cli import agent, demo, inspect, manifests, node
 
+_HELP = """Drawbridge: Kubernetes pod networking with NetworkPolicy on nftables.
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+\b
+Try it:            drawbridge demo
+Check policies:    drawbridge check policies/
+See the ruleset:   drawbridge render manifests/
+Why a drop?        drawbridge explain shop/frontend-0 shop/db-0 5432
+
+Completion for your shell: eval "$(_DRAWBRIDGE_COMPLETE=bash_source drawbridge)"
+"""
+
+
+@click.group(help=_HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def cli() -> None:
-    r"""Drawbridge: Kubernetes pod networking with NetworkPolicy on nftables.
-
-    \b
-    Try it:            drawbridge demo
-    Check policies:    drawbridge check policies/
-    See the ruleset:   drawbridge render manifests/
-    Why a drop?        drawbridge explain shop/frontend-0 shop/db-0 5432
-
-    Completion for your shell: eval "$(_DRAWBRIDGE_COMPLETE=bash_source drawbridge)"
-    """
+    """The commands below; what a user reads is ``_HELP``."""
 
 
 for command in (

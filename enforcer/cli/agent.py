@@ -11,6 +11,7 @@ import click
 
 from enforcer.cli import common
 from enforcer.config import ConfigError, load
+from enforcer.lock import LockError
 from enforcer.model.addresses import Network
 from enforcer.observe import logs
 
@@ -69,6 +70,6 @@ def agent(
 
     try:
         made = Agent(Options(source, kubeconfig, node_name, run_dir, pod_cidrs, config))
-    except SourceError as error:
+    except (SourceError, LockError) as error:
         raise click.ClickException(str(error)) from error
     sys.exit(made.run())

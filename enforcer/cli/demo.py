@@ -34,6 +34,16 @@ _ALLOWED = {
 _Matrix = dict[tuple[str, str], bool]
 
 
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _end(number: int, _: object) -> None:
+    """End in order, once: what comes while the demo cleans up is too late to matter."""
+    for other in _ENDS:
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 @click.command()
 @click.option(
     "--cni",
@@ -46,7 +56,8 @@ def demo(executable: Path) -> None:
     """Show the product at work in network namespaces of its own; exit 0 only if every packet fared as expected."""
     if os.geteuid() != 0:
         raise click.ClickException("the demo makes network namespaces: run it as root (make demo uses sudo)")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in _ENDS:
+        signal.signal(number, _end)
     folder = Path(tempfile.mkdtemp(prefix="drawbridge-demo-"))
     try:
         right = _show(folder, executable)

@@ -34,6 +34,11 @@ def _run(*words: str) -> None:
         raise LabError(f"{' '.join(words)}: {done.stderr.strip()}")
 
 
+def _remove_namespace(name: str) -> None:
+    if (NETNS / name).exists():
+        _run("ip", "netns", "del", name)
+
+
 @dataclass(slots=True)
 class Pod:
     """A pod: its namespace's descriptor, and its addresses once it is attached."""
@@ -97,9 +102,9 @@ class Lab:
 
     def _add_namespace(self, name: str) -> int:
         """Make a namespace; returns a descriptor of it."""
+        # A namespace lives on while a socket of it does; the name goes, whatever happens, from before it is there.
+        self._open.callback(_remove_namespace, name)
         _run("ip", "netns", "add", name)
-        # A namespace lives on while a socket of it does; the name goes, whatever happens.
-        self._open.callback(_run, "ip", "netns", "del", name)
         descriptor = os.open(NETNS / name, os.O_RDONLY | os.O_CLOEXEC)
         self._open.callback(os.close, descriptor)
         return descriptor

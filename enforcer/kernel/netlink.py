@@ -11,7 +11,6 @@ import errno
 import socket
 import struct
 from collections.abc import Iterable, Iterator
-from itertools import islice
 
 from enforcer.kernel import nfnetlink
 from enforcer.ruleset.objects import PLAIN, Element, Set, Table
@@ -25,7 +24,7 @@ _GOTO = -4
 _TABLE = "drawbridge"
 _FAMILIES = {Table.POLICY: 1, Table.GUARD: 7}
 # A message's elements are one attribute, whose length has 16 bits.
-_ELEMENTS_A_MESSAGE = 256
+_BYTES_A_MESSAGE = 32 << 10
 
 _be32 = struct.Struct(">I")
 
@@ -50,11 +49,17 @@ def _element(key: bytes, element: Element) -> bytes:
 
 
 def _element_messages(kind: int, flags: int, of: Set, elements: Iterable[tuple[bytes, Element]]) -> Iterator[bytes]:
-    rest = iter(elements)
     where = nfnetlink.text(1, _TABLE) + nfnetlink.text(2, of.name)
-    while chunk := list(islice(rest, _ELEMENTS_A_MESSAGE)):
-        payload = where + nfnetlink.nest(3, *(_element(key, element) for key, element in chunk))
-        yield nfnetlink.message(kind, flags, _FAMILIES[of.table], payload)
+    chunk: list[bytes] = []
+    size = 0
+    for packed in (_element(key, element) for key, element in elements):
+        if size + len(packed) > _BYTES_A_MESSAGE:
+            yield nfnetlink.message(kind, flags, _FAMILIES[of.table], where + nfnetlink.nest(3, *chunk))
+            chunk, size = [], 0
+        chunk.append(packed)
+        size += len(packed)
+    if chunk:
+        yield nfnetlink.message(kind, flags, _FAMILIES[of.table], where + nfnetlink.nest(3, *chunk))
 
 
 _OUR_TABLE = nfnetlink.text(1, _TABLE)

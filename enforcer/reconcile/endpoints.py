@@ -56,7 +56,7 @@ class Endpoints:
         before = self._pods.get(key)
         if pod == before:
             return
-        for address in before.addresses if before else ():
+        for address in dict.fromkeys(before.addresses) if before else ():
             left = tuple(claim for claim in self._claims[address] if claim != key)
             if left:
                 self._claims[address] = left

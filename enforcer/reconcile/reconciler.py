@@ -396,12 +396,16 @@ class Reconciler:
         self._whole = False
         self._failure = None
         self._retry_seconds = _FIRST_RETRY_SECONDS
-        self._accounted = self._tables.generation()
+        # A commit of another whose notification was lost is not to be taken for accounted for.
+        if whole or self._tables.all_own_since(self._accounted):
+            self._accounted = self._tables.generation()
         affected = self._index.take_affected()
         if self._revocation is not None and (whole or affected):
             self._revocation.judge(None if whole else affected)
         self._observer.committed(whole=whole, seconds=seconds, elements=counts["added"] + counts["removed"])
         log.info("transaction", whole=whole, **counts, ms=round(seconds * 1e3, 3))
+        for change in transaction.elements:
+            log.debug("elements", set=change.set.name, removed=change.removed, added=change.added)
 
     def _recover(self, error: NftError) -> None:
         """A refused transaction: render everything; if that is refused too, close what the last changes select."""
@@ -413,13 +417,18 @@ class Reconciler:
             return
         except NftError as again:
             error = again
-        for key in self._changed_policies & self._policies.keys():
+        blamed = self._changed_policies & self._policies.keys()
+        for key in blamed:
             policy = dataclasses.replace(self._policies[key], rejected=f"the kernel refused it: {error}")
             self._index.set_policy(key, policy)
             self._refused[key] = Rejection("NetworkPolicy", policy.namespace, policy.name, policy.rejected or "")
         try:
             self._transact()
         except NftError as last:
+            # It was not they.
+            for key in blamed:
+                self._index.set_policy(key, self._policies[key])
+                del self._refused[key]
             self._observer.failed()
             self._failure = str(last)
             self._retry_seconds = min(self._retry_seconds * 2, _LAST_RETRY_SECONDS)

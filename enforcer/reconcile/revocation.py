@@ -29,6 +29,7 @@ _CHUNK = 1000
 _LISTED_SINGLY = 8
 # A packet that the rules let pass just before a transaction may make its flow known just after: a second look finds it.
 _SECOND_LOOK_SECONDS = 0.02
+_LAST_PAUSE_SECONDS = 60.0
 
 
 class Revocation:
@@ -70,11 +71,14 @@ class Revocation:
 
     def _run(self) -> None:
         again: Addresses = set()
+        pause = _SECOND_LOOK_SECONDS
         while True:
             try:
-                asked = self._asked.get(timeout=None if again == set() else _SECOND_LOOK_SECONDS)
+                asked = self._asked.get(timeout=None if again == set() else pause)
             except queue.Empty:
-                again = set() if self._look(again) else again
+                done = self._look(again)
+                again = set() if done else again
+                pause = _SECOND_LOOK_SECONDS if done else min(max(pause * 2, 1.0), _LAST_PAUSE_SECONDS)
                 continue
             if asked is StopIteration:
                 return
@@ -88,8 +92,9 @@ class Revocation:
         """Judge and mark once; False if that could not be done."""
         started = time.perf_counter()
         revoked = restored = 0
-        conntrack = Conntrack()
+        conntrack = None
         try:
+            conntrack = Conntrack()
             # All flows are listed before the first is marked: one socket, one answer at a time.
             flows = iter(list(_flows(conntrack, addresses)))
             while chunk := list(islice(flows, _CHUNK)):
@@ -107,7 +112,8 @@ class Revocation:
             )
             return False
         finally:
-            conntrack.close()
+            if conntrack is not None:
+                conntrack.close()
         if revoked or restored:
             self._report(revoked)
             ms = round((time.perf_counter() - started) * 1e3, 3)

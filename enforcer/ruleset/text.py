@@ -116,7 +116,8 @@ def replacement(ruleset: Ruleset, present: Present) -> str:
     lines += [f"delete counter {table} {name}" for table, name in sorted_ids(present.counters - wanted_counters)]
     lines += [_add_counter(c) for c in ruleset.counters if (c.table, c.name) not in present.counters]
     lines += [_add_set(s) for s in ruleset.sets if present.sets.get((s.table, s.name)) != (s.type, s.interval)]
-    lines += [_add_chain(c) for c in ruleset.chains if (c.table, c.name) not in kept_chains]
+    # A base chain that stays is said again: its policy may have been changed.
+    lines += [_add_chain(c) for c in ruleset.chains if c.hook or (c.table, c.name) not in kept_chains]
     lines += [line for chain in ruleset.chains for line in _add_rules(chain)]
     lines += [line for s in ruleset.sets for line in _add_elements(s, ruleset.elements(s).items())]
     return "\n".join(lines) + "\n"
@@ -167,7 +168,7 @@ def _id(of: Counter | Set | Chain) -> str:
 
 
 def _kind(set_type: str) -> str:
-    return "map" if set_type.endswith(": verdict") else "set"
+    return "map" if " : " in set_type else "set"
 
 
 def _attached(chain: Chain) -> tuple[str, int] | None:

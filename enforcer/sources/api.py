@@ -160,6 +160,10 @@ class ApiSource:
         for thread in self._threads:
             thread.start()
 
+    def alive(self) -> bool:
+        """Whether every watch's thread runs."""
+        return all(thread.is_alive() for thread in self._threads)
+
     def stop(self) -> None:
         """Ask for the end of the watches; what they hold is handed on no more, their threads end with the process."""
         self._stopped.set()

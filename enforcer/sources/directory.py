@@ -101,6 +101,10 @@ class DirectorySource:
         self._thread = threading.Thread(target=self._run, name="manifests", daemon=True)
         self._thread.start()
 
+    def alive(self) -> bool:
+        """Whether the watcher's thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
     def stop(self) -> None:
         """End the watch. No callback is called after this returns; to stop again is no mistake."""
         if self._thread is None:

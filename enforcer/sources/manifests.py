@@ -95,7 +95,7 @@ def _decode(text: bytes, *, is_json: bool) -> Iterator[Decoded]:
     if is_json or text.lstrip()[:1] == b"{":
         try:
             yield from decode(text)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, RecursionError, ValueError) as error:
             if is_json:
                 raise _json_error(text, error) from None
         else:
@@ -125,7 +125,9 @@ def _json_error(text: bytes, error: Exception) -> _SyntaxError:
         json.loads(text)
     except json.JSONDecodeError as better:
         return _SyntaxError(better.lineno - 1, better.msg)
-    except (UnicodeDecodeError, RecursionError) as other:
+    except UnicodeDecodeError as other:
+        return _SyntaxError(text.count(b"\n", 0, other.start), "is not UTF-8")
+    except (ValueError, RecursionError) as other:
         return _SyntaxError(0, str(other))
     return _SyntaxError(0, str(error))
 
@@ -264,7 +266,7 @@ class _Reader(CParser):
 
 
 _COMMENT = re.compile(r"^\s*#.*$", re.MULTILINE)
-_SAYS_POLICY = re.compile(r"""["']?\bkind["']?\s*:\s*["']?NetworkPolicy(?:List)?\b""")
+_SAYS_POLICY = re.compile(r"""["']?\bkind["']?\s*:\s*(?:!\S*\s+)?["']?NetworkPolicy(?:List)?\b""", re.IGNORECASE)
 _SAYS_VERSION = re.compile(r"""["']?\bapiVersion["']?\s*:\s*["']?([^\s"',}]+)""")
 _SAYS_NAMESPACE = re.compile(r"""["']?\bnamespace["']?\s*:\s*["']?([-a-z0-9]+)""")
 _SAYS_NAME = re.compile(r"""["']?\bname["']?\s*:\s*["']?([-.a-z0-9]+)""")
@@ -273,7 +275,8 @@ _NO_NAME = re.compile(r"[^-a-z0-9.]+|^[-.]+|[-.]+$")
 
 def _salvage(text: bytes, *, name: str, reason: str) -> Iterator[Decoded]:
     """Close every namespace for which a text that does not parse may hold a NetworkPolicy: never open by accident."""
-    legible = _COMMENT.sub("", text.decode(errors="replace"))
+    # A text in UTF-16 is legible without its zero bytes.
+    legible = _COMMENT.sub("", text.replace(b"\0", b"").decode(errors="replace"))
     found = len(_SAYS_POLICY.findall(legible))
     versions = _SAYS_VERSION.findall(legible)
     ours = [version for version in versions if "/" not in version or version.startswith(("networking.k8s.io/", "ext"))]

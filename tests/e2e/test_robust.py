@@ -1,0 +1,199 @@
+"""What a hostile or unlucky neighbour does to an agent: it goes on, or ends so that a supervisor starts it anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from enforcer.control import ControlError
+from enforcer.demo.lab import Lab
+from tests.e2e.conftest import EXECUTABLE, PODS, WEB_TO_DB, put
+
+pytestmark = pytest.mark.netns
+DENY = WEB_TO_DB.replace("app: web", "app: nobody")
+
+
+@pytest.fixture
+def pair(lab: Lab):
+    db, web = lab.add_pod("x/db"), lab.add_pod("x/web")
+    lab.listen(db, 5432)
+    return db, web
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("latin.json", b'{"kind": "Pod", "owner": "Jos\xe9"}'),
+        ("digits.json", b'{"a": ' + b"9" * 5000 + b', "b": }'),
+        ("latin.yaml", b'{"kind": "Pod", "owner": "Jos\xe9"}'),
+    ],
+)
+def test_a_file_that_is_no_text_is_reported_and_policies_go_on(lab: Lab, pair, source: Path, name, content) -> None:
+    db, web = pair
+    (source / name).write_bytes(content)
+    put(source / "policy.yaml", DENY)
+    status = lab.status()
+    assert status["synced"]
+    assert [r["kind"] for r in status["rejected"]] == ["File"]
+    assert not lab.connects(web, db.addresses[0], 5432, seconds=0.3)
+    lab.stop_agent()
+    lab.start_agent()
+    assert not lab.connects(web, db.addresses[0], 5432, seconds=0.3)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        DENY.encode("utf-16"),
+        DENY.replace("kind: NetworkPolicy", "kind: !!str NetworkPolicy").encode() + b"]",
+        DENY.replace("kind: NetworkPolicy", "kind: networkpolicy").encode() + b"]",
+    ],
+)
+def test_a_policy_that_was_broken_while_no_agent_ran_closes_its_namespace(lab: Lab, pair, source: Path, broken) -> None:
+    db, web = pair
+    put(source / "policy.yaml", DENY)
+    lab.status()
+    lab.stop_agent()
+    (source / "policy.yaml").write_bytes(broken)
+    lab.start_agent()
+    assert lab.status()["rejected"]
+    assert not lab.connects(web, db.addresses[0], 5432, seconds=0.3)
+
+
+def test_a_pod_with_one_address_twice_comes_and_goes(lab: Lab, source: Path) -> None:
+    pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: twice, namespace: x}\nspec: {nodeName: other}\n"
+    put(source / "twice.yaml", pod + "status: {podIPs: [{ip: 10.1.0.1}, {ip: 10.1.0.1}]}\n")
+    lab.status()
+    put(source / "twice.yaml", pod + "status: {podIPs: [{ip: 10.1.0.2}]}\n")
+    lab.status()
+    (source / "twice.yaml").unlink()
+    assert lab.status()["synced"]
+
+
+def test_foreign_objects_in_our_table_and_a_changed_chain_policy_are_put_right(lab: Lab, pair, source: Path) -> None:
+    db, web = pair
+    lab.nft("add map inet drawbridge foreign { type ipv4_addr : mark; }")
+    lab.nft("chain inet drawbridge to-pod { policy drop; }")
+    put(source / "policy.yaml", DENY)
+    assert lab.status()["synced"]
+    assert not lab.connects(web, db.addresses[0], 5432, seconds=0.3)
+    deadline = time.monotonic() + 10
+    while "foreign" in lab.nft("list ruleset") or "policy drop" in lab.nft("list ruleset"):
+        assert time.monotonic() < deadline
+    (source / "policy.yaml").unlink()
+    status = lab.status()
+    assert (status["synced"], status["rejected"]) == (True, [])
+    assert lab.connects(web, db.addresses[0], 5432)
+
+
+def test_a_second_agent_is_refused_and_the_first_stays_reachable(lab: Lab, pair, source: Path, tmp_path: Path) -> None:
+    agent = [sys.executable, "-m", "enforcer", "agent", "--source", str(source)]
+    for run_dir, inside in ((lab.run_dir, False), (tmp_path / "other", True)):
+        enter = ["ip", "netns", "exec", lab.name] if inside else ["unshare", "--net"]
+        command = [*enter, *agent, "--run-dir", str(run_dir)]
+        second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+        assert second.returncode == 1
+        assert "a drawbridge agent" in second.stderr
+    assert lab.status()["synced"]
+    uninstall = ["ip", "netns", "exec", lab.name, sys.executable, "-m", "enforcer", "uninstall"]
+    done = subprocess.run(uninstall, capture_output=True, text=True, check=False)
+    assert (done.returncode, "stop it first" in done.stderr) == (1, True)
+
+
+def test_an_agent_whose_log_cannot_be_written_goes_on(lab: Lab, source: Path) -> None:
+    lab.stop_agent()
+    command = [sys.executable, "-m", "enforcer", "agent", "--source", str(source), "--node-name", lab.name,
+               "--run-dir", str(lab.run_dir), "--pod-cidr", "10.99.0.0/24"]  # fmt: skip
+    with Path("/dev/full").open("w") as full:
+        agent = subprocess.Popen(["ip", "netns", "exec", lab.name, *command], stderr=full)
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                if lab.status()["synced"]:
+                    break
+            except ControlError as error:
+                assert time.monotonic() < deadline, error
+        put(source / "policy.yaml", DENY)
+        assert lab.status()["policies"] == 1
+    finally:
+        agent.terminate()
+        assert agent.wait(10) == 0
+
+
+def test_elements_of_any_length_go_into_the_kernel_in_one_change(lab: Lab, source: Path) -> None:
+    namespace, policy = "n" * 60, "p" * 150
+    head = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n"
+    put(source / "policy.yaml", f"{head}metadata: {{name: {policy}, namespace: {namespace}}}\n"
+                                "spec: {podSelector: {matchLabels: {app: b}}}\n")  # fmt: skip
+
+    def pods(app: str) -> str:
+        return json.dumps({"apiVersion": "v1", "kind": "List", "items": [
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"{'x' * 55}-{n}", "namespace": namespace,
+                                                             "labels": {"app": "b" if n == 0 else app}},
+             "spec": {"containers": [{"name": "c"}]}, "status": {"podIPs": [{"ip": f"10.50.{n // 250}.{n % 250}"}]}}
+            for n in range(400)]})  # fmt: skip
+
+    put(source / "many.json", pods("a"))
+    assert lab.status()["synced"]
+    put(source / "many.json", pods("b"))
+    assert lab.status()["synced"]
+    assert lab.nft("list", "map", "inet", "drawbridge", "ingress-v4").count("goto") == 400
+
+
+def test_a_hardware_address_that_is_anothers_is_refused(lab: Lab, pair) -> None:
+    db, web = pair
+    lab.cni("DEL", "x/web")
+    for mac in ("0a:58:24:00:00:01", mac_of(db.namespace)):
+        done = lab.cni("ADD", "x/web", config={"runtimeConfig": {"mac": mac}})
+        assert done.returncode == 1
+        assert mac in json.loads(done.stdout)["msg"] + json.loads(done.stdout)["details"]
+    assert lab.cni("ADD", "x/web").returncode == 0
+    assert lab.connects(web, db.addresses[0], 5432)
+
+
+def mac_of(namespace: str) -> str:
+    listed = subprocess.run(["ip", "-n", namespace, "-j", "link", "show", "eth0"], capture_output=True, check=True)
+    return str(json.loads(listed.stdout)[0]["address"])
+
+
+def test_what_an_earlier_plugin_made_stays_in_the_result(lab: Lab) -> None:
+    lab.add_pod("x/web")
+    lab.cni("DEL", "x/web")
+    earlier = {"cniVersion": "1.0.0", "interfaces": [{"name": "dummy0"}], "ips": [{"address": "192.0.2.1/32"}]}
+    result = json.loads(lab.cni("ADD", "x/web", config={"prevResult": earlier}).stdout)
+    assert [interface["name"] for interface in result["interfaces"]][::2] == ["dummy0", "eth0"]
+    assert result["ips"][0] == {"address": "192.0.2.1/32"}
+    assert result["ips"][1]["interface"] == 2
+    assert lab.cni("CHECK", "x/web", config={"prevResult": result}).returncode == 0
+
+
+def test_keys_that_are_null_are_keys_that_are_absent(lab: Lab) -> None:
+    lab.add_pod("x/web")
+    config = {"ipam": None, "dns": None, "runtimeConfig": None, "prevResult": None}
+    assert lab.cni("DEL", "x/web", config=config).returncode == 0
+    assert lab.cni("ADD", "x/web", config=config | {"runtimeConfig": {"ips": None, "mac": None}}).returncode == 0
+
+
+def test_a_pod_that_comes_again_with_another_uid_is_closed_until_its_own_object_is_there(
+    tmp_path: Path, source: Path
+) -> None:
+    put(source / "pods.yaml", PODS.replace("{name: web, ", "{uid: old, name: web, "))
+    name = f"dbtest-{os.getpid()}-uid"
+    with Lab(name=name, source=("--source", source), run_dir=tmp_path / "run", executable=EXECUTABLE,
+             pod_cidrs=("10.99.0.0/24",)) as lab:  # fmt: skip
+        lab.listen(lab.add_pod("x/db"), 80)
+        web = lab.add_pod("x/web")
+        lab.cni("DEL", "x/web")
+        args = "K8S_POD_NAMESPACE=x;K8S_POD_NAME=web;K8S_POD_UID=new"
+        lab.cni("ADD", "x/web", CNI_ARGS=args)
+        assert not lab.connects(web, lab.pods["x/db"].addresses[0], 80, seconds=0.3)
+        put(source / "pods.yaml", PODS.replace("{name: web, ", "{uid: new, name: web, "))
+        lab.status()
+        assert lab.connects(web, lab.pods["x/db"].addresses[0], 80)
