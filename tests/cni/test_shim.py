@@ -37,7 +37,8 @@ def server(path: Path, answer: Callable[[socket.socket], None] | None) -> Iterat
         def serve() -> None:
             connection, _ = listening.accept()
             with connection:
-                connection.recv(1 << 16)
+                _, environment, config = struct.unpack("!III", connection.recv(12, socket.MSG_WAITALL))
+                connection.recv(environment + config, socket.MSG_WAITALL)
                 if answer is not None:
                     answer(connection)
 
