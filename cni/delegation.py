@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cni.protocol import ADDRESS_FAILURE, INVALID_CONFIGURATION, CniError
 from enforcer.model.addresses import Address, Family, family_of, parse_address
@@ -19,25 +21,30 @@ _LINK_LOCAL_GATEWAYS = {Family.V4: parse_address("169.254.1.1"), Family.V6: pars
 """For a plugin that names no gateway: the pod has a permanent neighbour for it, so any address will do."""
 
 
-def add(config: bytes, environment: Mapping[str, str]) -> tuple[tuple[Address, ...], dict[Family, Address]]:
-    """Have the plugin reserve addresses.
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What the plugin gave: the addresses, the gateway of each family, and ``dns`` for the result."""
 
-    Returns:
-        The addresses, and the gateway of each family.
+    addresses: tuple[Address, ...]
+    gateways: dict[Family, Address]
+    dns: dict[str, Any]
+
+
+def add(config: bytes, environment: Mapping[str, str]) -> Lease:
+    """Have the plugin reserve addresses.
 
     Raises:
         CniError: it did not, and holds nothing.
     """
     answer = run("ADD", config, environment)
     try:
-        found = [
-            (parse_address(ip["address"].partition("/")[0]), ip.get("gateway")) for ip in json.loads(answer)["ips"]
-        ]
+        result = json.loads(answer)
+        found = [(parse_address(ip["address"].partition("/")[0]), ip.get("gateway")) for ip in result["ips"]]
         gateways = {family_of(a): parse_address(g) if g else _LINK_LOCAL_GATEWAYS[family_of(a)] for a, g in found}
     except (KeyError, TypeError, ValueError) as error:
         run("DEL", config, environment)
         raise CniError(ADDRESS_FAILURE, "the IPAM plugin's result is not valid", repr(error)) from error
-    return tuple(address for address, _ in found), gateways
+    return Lease(tuple(address for address, _ in found), gateways, result.get("dns") or {})
 
 
 def run(command: str, config: bytes, environment: Mapping[str, str]) -> bytes:

@@ -54,6 +54,14 @@ def visit(descriptor: int, *, home: int) -> Iterator[None]:
             os.abort()
 
 
+def read_sysctl(name: str) -> str | None:
+    """The value of ``net/...`` in the calling thread's namespace; None if the kernel has no such setting."""
+    try:
+        return Path("/proc/sys", name).read_text().strip()
+    except FileNotFoundError:
+        return None
+
+
 def write_sysctl(name: str, value: str) -> str | None:
     """Set ``net/...`` in the calling thread's namespace if it has another value.
 
@@ -63,14 +71,10 @@ def write_sysctl(name: str, value: str) -> str | None:
     Raises:
         OSError: it cannot be read or written.
     """
-    path = Path("/proc/sys", name)
-    try:
-        before = path.read_text().strip()
-    except FileNotFoundError:
+    before = read_sysctl(name)
+    if before is None or before == value:
         return None
-    if before == value:
-        return None
-    path.write_text(value)
+    Path("/proc/sys", name).write_text(value)
     return before
 
 

@@ -84,12 +84,20 @@ class Node:
             with Netlink() as nl:
                 nl.run(*messages)
 
+    def set_back(self) -> list[str]:
+        """The settings that have another value now than ``start`` gave them, as ``name = value``."""
+        return [
+            f"{name.replace('/', '.')} = {now}"
+            for name, value in self._settings().items()
+            if (now := netns.read_sysctl(name)) not in {None, value}
+        ]
+
+    def _settings(self) -> dict[str, str]:
+        return _SETTINGS | (dict.fromkeys(_BRIDGE_NETFILTER, "0") if self._disable_netfilter else {})
+
     def _apply_settings(self) -> None:
-        settings = dict(_SETTINGS)
-        if self._disable_netfilter:
-            settings |= dict.fromkeys(_BRIDGE_NETFILTER, "0")
         changed = {}
-        for name, value in settings.items():
+        for name, value in self._settings().items():
             before = netns.write_sysctl(name, value)
             if before is not None:
                 changed[name.replace("/", ".")] = f"{before} -> {value}"

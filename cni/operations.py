@@ -7,7 +7,7 @@ raise the link; mark the attachment ready. A failure anywhere undoes all of it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ import structlog
 from cni import delegation, links, netns
 from cni.ipam import Record, Store
 from cni.netlink import NetlinkError
-from cni.node import BRIDGE_MAC, Node, gateways
+from cni.node import BRIDGE, BRIDGE_MAC, Node, gateways
 from cni.protocol import (
     CHECK_FAILURE,
     INVALID_CONFIGURATION,
@@ -30,7 +30,7 @@ from cni.protocol import (
     Result,
     success,
 )
-from enforcer.model.addresses import Address, Family, Network
+from enforcer.model.addresses import Address, Network
 from enforcer.model.objects import Attachment
 
 log = structlog.get_logger()
@@ -130,10 +130,12 @@ class Operations:
                 f"{request.container_id} has a {request.ifname} already",
                 "run DEL before ADD again",
             )
-        record, ways = self._reserve(request)
+        if not links.exists(BRIDGE):
+            raise CniError(UNAVAILABLE, f"bridge {BRIDGE} is gone", "restart the agent, which makes it")
+        record, lease = self._reserve(request)
         attachment = record.attachment
         try:
-            links.Link(self._node, pod_netns, self._own_netns).make(attachment, ways)
+            links.Link(self._node, pod_netns, self._own_netns).make(attachment, lease.gateways)
             self._enforcer.attach(attachment)
             links.up(attachment)
             self._store.confirm(attachment)
@@ -148,22 +150,23 @@ class Operations:
             netns_path=request.netns_path,
             mtu=self._node.mtu,
             addresses=attachment.addresses,
-            gateways=ways,
+            gateways=lease.gateways,
+            dns=lease.dns,
         )
         return success(result, request.config)
 
-    def _reserve(self, request: Request) -> tuple[Record, Mapping[Family, Address]]:
+    def _reserve(self, request: Request) -> tuple[Record, delegation.Lease]:
         if request.requested_mac == BRIDGE_MAC:
             raise CniError(INVALID_CONFIGURATION, "runtimeConfig.mac", f"{BRIDGE_MAC.hex(':')} is the bridge's own")
         if request.config.ipam_type:
-            addresses, ways = delegation.add(request.raw_config, request.environment)
-            record = _record(request, addresses)
+            lease = delegation.add(request.raw_config, request.environment)
+            record = _record(request, lease.addresses)
             try:
                 self._store.reserve(record)
             except CniError:
                 delegation.run("DEL", record.config, record.environment)
                 raise
-            return record, ways
+            return record, lease
         if not self._networks:
             raise CniError(
                 TRY_AGAIN_LATER, "the node has no pod CIDR yet", "give the Node spec.podCIDRs, or the agent --pod-cidr"
@@ -171,7 +174,7 @@ class Operations:
         with self._choosing:
             record = _record(request, self._store.choose(self._networks, request.requested_addresses))
             self._store.reserve(record)
-        return record, gateways(self._networks)
+        return record, delegation.Lease(record.attachment.addresses, gateways(self._networks), {})
 
     def _pod_netns(self, request: Request) -> int:
         if request.netns is None:
@@ -248,6 +251,8 @@ class Operations:
 
     def _status(self, request: Request) -> None:
         reason = self._enforcer.ready()
+        if reason is None and not links.exists(BRIDGE):
+            reason = f"bridge {BRIDGE} is gone; restart the agent"
         if request.config.ipam_type:
             delegation.run("STATUS", request.raw_config, request.environment)
         elif reason is None and not self._networks:

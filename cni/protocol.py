@@ -199,6 +199,7 @@ class Result:
     mtu: int
     addresses: Sequence[Address]
     gateways: Mapping[Family, Address]
+    dns: Mapping[str, Any]
 
 
 def success(result: Result, config: NetConf) -> dict[str, Any]:
@@ -234,7 +235,7 @@ def success(result: Result, config: NetConf) -> dict[str, Any]:
         "interfaces": earlier["interfaces"] + interfaces,
         "ips": earlier["ips"] + ips,
         "routes": earlier["routes"] + routes,
-        "dns": config.dns or (config.prev_result or {}).get("dns") or {},
+        "dns": config.dns or result.dns or (config.prev_result or {}).get("dns") or {},
     }
 
 

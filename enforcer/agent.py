@@ -120,9 +120,10 @@ class Agent:
         self._reconciler = Reconciler(Tables(), settings, self._metrics)
         self._source, self._source_name = self._open_source()
         self._store = Store(options.run_dir / "state.db")
+        self._node = Node(bridge_netfilter=config.bridge_netfilter)
         self._operations = Operations(
             store=self._store,
-            node=Node(bridge_netfilter=config.bridge_netfilter),
+            node=self._node,
             enforcer=_Enforcer(self._reconciler),
         )
         self._routes = NodeRoutes()
@@ -134,6 +135,11 @@ class Agent:
         """Run until SIGTERM or SIGINT, or until the loop fails."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stopped.set())
+        try:
+            health = self._health()
+        except OSError as error:
+            log.error("metricsAddress cannot be used", address=self._options.config.metrics_address, error=str(error))
+            return 1
         watch = TableWatch()
         threading.Thread(target=self._watch, args=(watch,), name="nftables", daemon=True).start()
         self._routes.start()
@@ -142,11 +148,14 @@ class Agent:
         self._source.start()
         cni = CniServer(self._options.run_dir / "cni.sock", self._operations)
         control = ControlServer(self._options.run_dir, self._doors())
-        health = self._health()
         cni.start()
         control.start()
         log.info("agent started", node=self._options.node, source=self._source_name, pid=os.getpid())
+        set_back: list[str] = []
         while not self._stopped.wait(1.0):
+            if (now := self._node.set_back()) != set_back:
+                set_back = now
+                log.warning("settings of the node are not as the agent needs them", settings=set_back or "right again")
             if not self._reconciler.alive() or not self._source.alive():
                 log.error("the loop or the source has ended; the kernel's rules stand, restart the agent")
                 # The CNI server's threads may wait for the loop for ever.

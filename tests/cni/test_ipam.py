@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import count
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cni.ipam import Record, Store
+from cni.links import default_mac
 from cni.protocol import CniError
 from enforcer.model.addresses import Network, format_address, parse_address
 from enforcer.model.objects import Attachment
@@ -20,7 +22,11 @@ SMALL = (Network.parse("10.0.0.0/29"), Network.parse("10.0.1.0/30"), Network.par
 
 def record(name: str, addresses: tuple[bytes, ...]) -> Record:
     return Record(
-        Attachment(name, "eth0", None, "", addresses, b"\x0a" * 6, f"dbr{name}"), "net", b"{}", {}, ready=False
+        Attachment(name, "eth0", None, "", addresses, default_mac(name, "eth0"), f"dbr{name}"),
+        "net",
+        b"{}",
+        {},
+        ready=False,
     )
 
 
@@ -65,6 +71,14 @@ def test_a_freed_address_rests_until_the_others_were_given_also_over_a_restart(t
     assert first not in later
     assert reserve(store, "last", network) == first
     store.close()
+
+
+def test_a_hardware_address_belongs_to_one_attachment(store: Store) -> None:
+    first, second = record("a", (parse_address("10.0.0.2"),)), record("b", (parse_address("10.0.0.3"),))
+    stolen = dataclasses.replace(second.attachment, mac=first.attachment.mac)
+    store.reserve(first)
+    with pytest.raises(CniError, match="is the hardware address of a"):
+        store.reserve(dataclasses.replace(second, attachment=stolen))
 
 
 @pytest.mark.parametrize("wanted", ["10.0.0.0", "10.0.0.1", "10.0.0.7", "10.9.9.9"])
