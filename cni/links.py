@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from cni import netlink, netns
 from cni.netlink import Flag, Message, Netlink, NetlinkError, Rtm
-from cni.node import BRIDGE_MAC, PORT_PREFIX, ROUTE_PROTOCOL, Node, no_link_local
+from cni.node import BRIDGE_MAC, PORT_PREFIX, ROUTE_PROTOCOL, Node
 from enforcer.model.addresses import Address, Family, family_of, format_address
 from enforcer.model.objects import Attachment
 
@@ -56,7 +56,9 @@ class Link:
             index = socket.if_nametoindex(attachment.ifname)
             netns.write_sysctl(f"net/ipv6/conf/{attachment.ifname}/accept_ra", "0")
             with Netlink() as nl:
-                nl.run(*_pod_side(attachment, gateways, index))
+                nl.run(
+                    *self.node.no_link_local("set up the pod's side", index), *_pod_side(attachment, gateways, index)
+                )
 
     def missing(self, attachment: Attachment, gateways: Mapping[Family, Address]) -> list[str]:
         """What a pod has not, of what ``make`` gave it, in words.
@@ -99,7 +101,7 @@ class Link:
         forwarding = netlink.forwarding_entry(attachment.mac, index=index)
         bridge = self.node.bridge_index
         messages = [
-            Message(f"set up port {attachment.port}", Rtm.NEWLINK, Flag(0), no_link_local(index)),
+            *self.node.no_link_local(f"set up port {attachment.port}", index),
             Message(f"isolate port {attachment.port}", Rtm.NEWLINK, Flag(0), netlink.link(info, index=index)),
             Message("forwarding entry", Rtm.NEWNEIGH, Flag.CREATE | Flag.REPLACE, forwarding),
         ]
@@ -116,7 +118,6 @@ class Link:
 def _pod_side(attachment: Attachment, gateways: Mapping[Family, Address], index: int) -> list[Message]:
     up = netlink.link(index=index, up=True)
     messages = [
-        Message("set up the pod's side", Rtm.NEWLINK, Flag(0), no_link_local(index)),
         Message("raise lo", Rtm.NEWLINK, Flag(0), netlink.link(index=1, up=True)),
         *(
             Message("address of the pod", Rtm.NEWADDR, _NEW, netlink.address(address, index=index))

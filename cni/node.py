@@ -20,7 +20,7 @@ BRIDGE_MAC = bytes.fromhex("0a5824000001")
 ROUTE_PROTOCOL = 84
 """Marks our routes (``ip route show proto 84``)."""
 PORT_PREFIX = "dbr"
-_FALLBACK_MTU = 1500
+_FALLBACK_MTU, _LEAST_IPV6_MTU = 1500, 1280
 _BRIDGE_NETFILTER = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
 _SETTINGS = {
     "net/ipv4/ip_forward": "1",
@@ -62,11 +62,22 @@ class Node:
             self.bridge_index = socket.if_nametoindex(BRIDGE)
             mtu = netlink.link(netlink.u32(netlink.Ifla.MTU, self.mtu), index=self.bridge_index, up=True)
             nl.run(
-                Message(f"set up bridge {BRIDGE}", Rtm.NEWLINK, Flag(0), no_link_local(self.bridge_index)),
+                *self.no_link_local(f"set up bridge {BRIDGE}", self.bridge_index),
                 Message(f"raise bridge {BRIDGE}", Rtm.NEWLINK, Flag(0), mtu),
             )
         self.set_networks(networks)
         self._apply_settings()
+
+    def no_link_local(self, step: str, index: int) -> list[Message]:
+        """What keeps the kernel from giving a link an address of its own choice; it is not taken at the link's making.
+
+        Nothing where the link has no IPv6: the kernel's is off, or the MTU is below its least (RFC 8200, section 5).
+        """
+        if self.mtu < _LEAST_IPV6_MTU or not Path("/proc/sys/net/ipv6").exists():
+            return []
+        mode = netlink.u8(netlink.IFLA_INET6_ADDR_GEN_MODE, netlink.IN6_ADDR_GEN_MODE_NONE)
+        families = netlink.nested(netlink.Ifla.AF_SPEC, netlink.nested(socket.AF_INET6, mode))
+        return [Message(step, Rtm.NEWLINK, Flag(0), netlink.link(families, index=index))]
 
     def set_networks(self, networks: Sequence[Network]) -> None:
         """Give the bridge the gateway of each pod network, and make what is not allocated in it unreachable."""
@@ -150,18 +161,17 @@ def _bridge(mtu: int) -> bytes:
     )
 
 
-def no_link_local(index: int) -> bytes:
-    """The payload that keeps the kernel from giving a link an address of its own choice; not taken at its making."""
-    inet6 = netlink.nested(
-        socket.AF_INET6, netlink.u8(netlink.IFLA_INET6_ADDR_GEN_MODE, netlink.IN6_ADDR_GEN_MODE_NONE)
-    )
-    return netlink.link(netlink.nested(netlink.Ifla.AF_SPEC, inet6), index=index)
-
-
 def _uplink_mtu() -> int:
-    """The MTU of the interface of the default route."""
-    for line in Path("/proc/thread-self/net/route").read_text().splitlines()[1:]:
+    """The least MTU of the interfaces of the default routes, of IPv4 and IPv6."""
+    tables = Path("/proc/thread-self/net")
+    interfaces = set()
+    for line in (tables / "route").read_text().splitlines()[1:]:
         interface, destination, *_ = line.split()
         if destination == "00000000":
-            return int(Path("/sys/class/net", interface, "mtu").read_text())
-    return _FALLBACK_MTU
+            interfaces.add(interface)
+    ipv6 = tables / "ipv6_route"
+    for line in ipv6.read_text().splitlines() if ipv6.exists() else ():
+        destination, length, *_, interface = line.split()
+        if (destination, length) == ("0" * 32, "00") and interface != "lo":
+            interfaces.add(interface)
+    return min((int(Path("/sys/class/net", name, "mtu").read_text()) for name in interfaces), default=_FALLBACK_MTU)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from enforcer.control import ControlError, ask
 
+_WIDTH = 120
 RUN_DIR = Path("/run/drawbridge")
 
 run_dir = click.option(
@@ -28,9 +29,9 @@ output = click.option(
 
 
 def console() -> Console:
-    """Standard output: colours on a terminal; in a pipe plain, and as wide as the words are."""
+    """Standard output: colours on a terminal, plain in a pipe; never so narrow that a table would cut words."""
     found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=200)
+    return Console(highlight=False, width=max(found.width, _WIDTH) if found.is_terminal else 200)
 
 
 def asked(directory: Path, operation: str, *, seconds: float = 10.0, **arguments: Any) -> Any:

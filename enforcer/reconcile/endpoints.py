@@ -49,7 +49,7 @@ class Endpoints:
     def known(self, attachment: Attachment) -> bool:
         """Whether an attachment's pod is known, so that its policies apply."""
         pod = self._pods.get(attachment.pod or "")
-        return pod is not None and not pod.completed and _same(pod, attachment)
+        return pod is not None and _applies(pod, attachment)
 
     def set_pod(self, key: str, pod: Pod | None) -> None:
         """Put or remove (None) a pod's object."""
@@ -108,7 +108,7 @@ class Endpoints:
     def _refresh(self, key: str) -> None:
         pod = self._pods.get(key)
         attachments = list(self._of_pod.get(key, {}).values())
-        trusted = [a for a in attachments if pod is not None and not pod.completed and _same(pod, a)]
+        trusted = [a for a in attachments if pod is not None and _applies(pod, a)]
         doubtful = [a for a in attachments if a not in trusted]
         self._emit(key, self._known(pod, trusted) if pod is not None else None)
         self._emit(key + UNKNOWN_SUFFIX, self._doubtful(key, doubtful) if doubtful else None)
@@ -133,6 +133,10 @@ class Endpoints:
         return Endpoint(attachment.key, "", attachment.addresses, local=True, standing=Standing.GUEST)
 
 
-def _same(pod: Pod, attachment: Attachment) -> bool:
-    """Whether an attachment was made for this very pod, and not for an earlier or later one of its name."""
-    return not pod.uid or not attachment.uid or pod.uid == attachment.uid
+def _applies(pod: Pod, attachment: Attachment) -> bool:
+    """Whether an attachment was made for this very pod, not for an earlier or later one of its name.
+
+    A pod that has completed or is in the host's network has none: whoever has that attachment is not known.
+    """
+    same = not pod.uid or not attachment.uid or pod.uid == attachment.uid
+    return same and not pod.completed and not pod.host_network

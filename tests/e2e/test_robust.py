@@ -197,3 +197,19 @@ def test_a_pod_that_comes_again_with_another_uid_is_closed_until_its_own_object_
         put(source / "pods.yaml", PODS.replace("{name: web, ", "{uid: new, name: web, "))
         lab.status()
         assert lab.connects(web, lab.pods["x/db"].addresses[0], 80)
+
+
+def test_an_uplink_below_the_least_mtu_of_ipv6_serves_ipv4_pods(tmp_path: Path, source: Path) -> None:
+    name = f"dbtest-{os.getpid()}-mtu"
+    with Lab(name=name, source=("--source", source), run_dir=tmp_path / "run", executable=EXECUTABLE,
+             pod_cidrs=("10.99.0.0/24",)) as lab:  # fmt: skip
+        lab.stop_agent()
+        for words in ("link del drawbridge0", "link add up0 mtu 1200 type veth", "link set up0 up",
+                      "addr add 192.0.2.1/24 dev up0", "route add default via 192.0.2.2"):  # fmt: skip
+            subprocess.run(["ip", "-n", name, *words.split()], check=True)
+        lab.start_agent()
+        db, web = lab.add_pod("x/db"), lab.add_pod("x/web")
+        lab.listen(db, 80)
+        assert lab.connects(web, db.addresses[0], 80)
+        assert "mtu 1200" in subprocess.run(["ip", "-n", db.namespace, "link", "show", "eth0"], capture_output=True,
+                                            text=True, check=True).stdout  # fmt: skip
