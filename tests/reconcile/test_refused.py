@@ -28,6 +28,9 @@ class Tables:
     def is_own(self, generation: int) -> bool:
         return generation == 0
 
+    def all_own_since(self, generation: int) -> bool:
+        return True
+
     def replace(self, ruleset: Ruleset) -> None:
         self.wholes += 1
         self._put({chain.name for chain in ruleset.chains})
@@ -130,3 +133,14 @@ def test_detaching_what_is_not_there_is_no_mistake(loop: Reconciler) -> None:
         loop.detach("c/eth0")
     except NotReadyError:
         pytest.fail("a DEL must be idempotent")
+
+
+def test_policies_are_not_blamed_for_a_refusal_that_has_another_cause(loop: Reconciler, tables: Tables) -> None:
+    tables.refuses = lambda _: True
+    loop.changes([policy("good")])
+    assert not loop.barrier(0.3)
+    assert loop.call(loop.state).rejections == ()
+    tables.refuses = lambda _: False
+    assert loop.barrier(5)
+    assert loop.call(loop.state).rejections == ()
+    assert "policy/x/good/ingress" in tables.chains
