@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +67,8 @@ class Source(Protocol):
     def stop(self) -> None:
         """End; nothing is handed on after that."""
 
-    def rescan(self) -> None:
-        """Return when all that is there now has been handed on, as far as the source can tell."""
+    def catch_up(self, seconds: float) -> bool:
+        """Return when all that is there now has been handed on; False if that takes longer."""
 
     def rejections(self) -> tuple[Rejection, ...]:
         """What cannot be used, and why."""
@@ -229,8 +230,9 @@ class Agent:
         return lambda arguments: self._reconciler.call(lambda: function(arguments))
 
     def _status(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        self._source.rescan()
-        held = self._reconciler.barrier(float(arguments.get("wait", 0)))
+        deadline = time.monotonic() + float(arguments.get("wait", 0))
+        fresh = self._source.catch_up(deadline - time.monotonic())
+        held = self._reconciler.barrier(max(0.0, deadline - time.monotonic())) and fresh
         state = self._reconciler.call(self._reconciler.state)
         known = {(r.kind, r.namespace, r.name) for r in self._source.rejections()}
         extra = [r for r in state.rejections if (r.kind, r.namespace, r.name) not in known]

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,27 @@ class _List(msgspec.Struct, frozen=True):
     items: list[msgspec.Raw] | None = None
 
 
-class _EventMeta(msgspec.Struct, rename="camel", frozen=True):
+class _Meta(msgspec.Struct, rename="camel", frozen=True):
+    name: str = ""
+    namespace: str = ""
     resource_version: str = ""
+
+    @property
+    def key(self) -> str:
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+
+class _Item(msgspec.Struct, frozen=True):
+    metadata: _Meta = _Meta()
+
+
+class _MetaList(msgspec.Struct, frozen=True):
+    metadata: _ListMeta
+    items: list[_Item] | None = None
 
 
 class _EventObject(msgspec.Struct, frozen=True):
-    metadata: _EventMeta = _EventMeta()
+    metadata: _Meta = _Meta()
     code: int = 0
     message: str = ""
 
@@ -96,6 +112,8 @@ class _StatusError(Exception):
         self.retry_after = retry_after
 
 
+_meta_list = msgspec.json.Decoder(_MetaList)
+_item = msgspec.json.Decoder(_Item)
 _list = msgspec.json.Decoder(_List)
 _event = msgspec.json.Decoder(_Event)
 _event_object = msgspec.json.Decoder(_EventObject)
@@ -146,7 +164,10 @@ class ApiSource:
         self._changes = changes
         self._synced = synced
         self._stopped = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        # What has been handed on: the version of each object by key, and how far each watch has come.
+        self._known: dict[type[Object], dict[str, int]] = {resource.kind: {} for resource in RESOURCES}
+        self._reached = {resource.kind: 0 for resource in RESOURCES}
         self._unlisted = {resource.kind for resource in RESOURCES}
         self._health = {resource.kind: _Health() for resource in RESOURCES}
         self._refused: dict[tuple[type[Object], str], Rejection] = {}
@@ -168,8 +189,36 @@ class ApiSource:
         """Ask for the end of the watches; what they hold is handed on no more, their threads end with the process."""
         self._stopped.set()
 
-    def rescan(self) -> None:
-        """Nothing to do: a watch tells of changes by itself."""
+    def catch_up(self, seconds: float) -> bool:
+        """Wait until all that the server holds now has been handed on; False if that takes longer, or is not known."""
+        deadline = time.monotonic() + seconds
+        try:
+            for resource in RESOURCES:
+                wanted, version = self._metadata(resource)
+                with self._lock:
+                    covers = partial(self._covers, resource.kind, wanted, version)
+                    if not self._lock.wait_for(covers, max(0.0, deadline - time.monotonic())):
+                        return False
+        except (_StatusError, urllib3.exceptions.HTTPError, msgspec.MsgspecError, OSError):
+            return False
+        return True
+
+    def _metadata(self, resource: Resource) -> tuple[dict[str, int], int]:
+        """The version of each object of the server by key, and that of the whole."""
+        query = {"fieldSelector": resource.fields} if resource.fields else {}
+        accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+        with self._get(resource.path, query, read_seconds=_LIST_SECONDS, accept=accept) as response:
+            page = _meta_list.decode(response.data)
+        found = {item.metadata.key: _number(item.metadata.resource_version) for item in page.items or ()}
+        return found, _number(page.metadata.resource_version)
+
+    def _covers(self, kind: type[Object], wanted: Mapping[str, int], version: int) -> bool:
+        """Whether what was handed on is at least as new as a list."""
+        known = self._known[kind]
+        return self._reached[kind] >= version or (
+            all(known.get(key, -1) >= of for key, of in wanted.items())
+            and all(key in wanted or of > version for key, of in known.items())
+        )
 
     def rejections(self) -> tuple[Rejection, ...]:
         """Objects that cannot be used, and resources that cannot be read now, with the reason."""
@@ -185,16 +234,15 @@ class ApiSource:
     # A resource's thread
 
     def _follow(self, resource: Resource) -> None:
-        known: dict[str, None] = {}
         version = ""
         pause = _FIRST_PAUSE_SECONDS
         while not self._stopped.is_set():
             try:
                 if not version:
-                    version = self._relist(resource, known)
+                    version = self._relist(resource)
                     self._listed(resource)
                 begun = time.monotonic()
-                for reached in self._watch(resource, version, known):
+                for reached in self._watch(resource, version):
                     version = reached
                     pause = _FIRST_PAUSE_SECONDS
                     self._heard(resource)
@@ -207,6 +255,7 @@ class ApiSource:
                 if isinstance(error, _StatusError) and error.code == _GONE:
                     version = ""
                     log.info("the watch is too old; listing anew", resource=resource.path)
+                    self._stopped.wait(_FIRST_PAUSE_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
                     continue
                 wait = max(pause, getattr(error, "retry_after", 0.0)) * random.uniform(0.5, 1.5)  # noqa: S311
                 pause = min(pause * 2, _LAST_PAUSE_SECONDS)
@@ -239,29 +288,32 @@ class ApiSource:
         log.warning("the API cannot be read; the last state stands", resource=resource.path, error=str(error),
                     again_in=round(wait, 2), hint=hint)  # fmt: skip
 
-    def _relist(self, resource: Resource, known: dict[str, None]) -> str:
+    def _relist(self, resource: Resource) -> str:
         """Hand on all that there is, and what is gone; returns the list's resource version."""
         query = {"limit": str(_PAGE)} | ({"fieldSelector": resource.fields} if resource.fields else {})
         found: list[Change] = []
+        versions: dict[str, int] = {}
         while True:
             with self._get(resource.path, query, read_seconds=_LIST_SECONDS) as response:
                 page = _list.decode(response.data)
             for item in page.items or ():
                 found += self._decoded(resource, item)
+                meta = _item.decode(item).metadata
+                versions[meta.key] = _number(meta.resource_version)
             if not page.metadata.continue_:
                 break
             query["continue"] = page.metadata.continue_
-        present = {change.key: None for change in found}
-        gone = [Change(resource.kind, key, None) for key in known if key not in present]
+        gone = [Change(resource.kind, key, None) for key in self._known[resource.kind] if key not in versions]
         with self._lock:
             for change in gone:
                 self._refused.pop((resource.kind, change.key), None)
-        known.clear()
-        known.update(present)
         self._changes([*found, *gone])
+        with self._lock:
+            self._known[resource.kind] = versions
+            self._lock.notify_all()
         return page.metadata.resource_version
 
-    def _watch(self, resource: Resource, version: str, known: dict[str, None]) -> Iterator[str]:
+    def _watch(self, resource: Resource, version: str) -> Iterator[str]:
         """Hand on each event until the server ends the watch; gives the resource version at first and after each."""
         query = {
             "watch": "1",
@@ -279,18 +331,23 @@ class ApiSource:
                 about = _event_object.decode(event.object)
                 if event.type == "ERROR":
                     raise _StatusError(about.code, about.message)
-                if event.type != "BOOKMARK":
-                    changes = self._decoded(resource, event.object)
-                    if event.type == "DELETED":
-                        changes = [Change(change.kind, change.key, None) for change in changes]
-                        for change in changes:
-                            known.pop(change.key, None)
-                            with self._lock:
-                                self._refused.pop((change.kind, change.key), None)
-                    else:
-                        known.update((change.key, None) for change in changes)
-                    self._changes(changes)
+                if event.type == "DELETED":
+                    self._changes([Change(resource.kind, about.metadata.key, None)])
+                elif event.type != "BOOKMARK":
+                    self._changes(self._decoded(resource, event.object))
+                self._note(resource.kind, event.type, about.metadata)
                 yield about.metadata.resource_version
+
+    def _note(self, kind: type[Object], event: str, meta: _Meta) -> None:
+        version = _number(meta.resource_version)
+        with self._lock:
+            self._reached[kind] = max(self._reached[kind], version)
+            if event == "DELETED":
+                self._known[kind].pop(meta.key, None)
+                self._refused.pop((kind, meta.key), None)
+            elif event != "BOOKMARK":
+                self._known[kind][meta.key] = version
+            self._lock.notify_all()
 
     def _decoded(self, resource: Resource, body: msgspec.Raw) -> list[Change]:
         """What an object is now; one that cannot be read is absent, which closes, and is reported."""
@@ -308,7 +365,9 @@ class ApiSource:
                 changes.append(Change(resource.kind, decoded.key, decoded))
         return changes
 
-    def _get(self, path: str, query: Mapping[str, str], *, read_seconds: float) -> urllib3.BaseHTTPResponse:
+    def _get(
+        self, path: str, query: Mapping[str, str], *, read_seconds: float, accept: str = "application/json"
+    ) -> urllib3.BaseHTTPResponse:
         """Begin a request; the response is to be closed.
 
         Raises:
@@ -320,7 +379,7 @@ class ApiSource:
             "GET",
             path,
             query_params=list(query.items()),
-            header_params={"Accept": "application/json"},
+            header_params={"Accept": accept},
             auth_settings=["BearerToken"],
         )
         timeout = urllib3.Timeout(connect=_CONNECT_SECONDS, read=read_seconds)
@@ -342,6 +401,11 @@ def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
     while chunk := response.read1():
         *lines, rest = (rest + chunk).split(b"\n")
         yield from filter(None, lines)
+
+
+def _number(version: str) -> int:
+    """A resource version to compare with others (Kubernetes 1.35 and later say that this may be done)."""
+    return int(version) if version.isdecimal() else 0
 
 
 def _seconds(text: Any) -> float:

@@ -134,6 +134,11 @@ class DirectorySource:
             if self._completed < mine:
                 raise RuntimeError("the source was stopped")
 
+    def catch_up(self, _seconds: float) -> bool:
+        """Rescan; a directory is read before this returns, however long that takes."""
+        self.rescan()
+        return True
+
     def rejections(self) -> tuple[Rejection, ...]:
         """What is not enforced as written at present: objects, files (kind ``File``), duplicates."""
         return self._rejections

@@ -74,6 +74,9 @@ def test_policies_of_the_api_hold_also_while_the_server_is_away_and_the_agent_re
     allowed["spec"]["ingress"] = [{"from": [{"podSelector": {"matchLabels": {"app": "web"}}}]}]
     apply(plane, allowed)
     reached(lab, True)
-    plane.kubectl("label", "--overwrite", "pod", "web", "app=other")
-    reached(lab, False)
+    for app, expected in (("other", False), ("web", True), ("other", False)):
+        plane.kubectl("label", "--overwrite", "pod", "web", f"app={app}")
+        # What the server has answered is in the kernel when status says so.
+        assert lab.status(10)["synced"]
+        assert lab.connects(lab.pods["default/web"], lab.pods["default/db"].addresses[0], PORT, seconds=0.3) is expected
     assert lab.status()["pods"]["local"] == 2
