@@ -82,13 +82,16 @@ class Store:
         attachment = Attachment(container_id, ifname, pod, uid, addresses, bytes(mac), port)
         return Record(attachment, network, bytes(config), json.loads(environment), bool(ready))
 
-    def reserve(self, record: Record) -> None:
+    def reserve(self, record: Record, *, requested: Sequence[Address]) -> None:
         """Keep a pending attachment together with its addresses.
+
+        The search for the next free address goes on after these, but for those that were ``requested``.
 
         Raises:
             CniError: one of the addresses belongs to another attachment.
         """
         attachment = record.attachment
+        chosen = [address for address in attachment.addresses if address not in requested]
         with self._lock:
             row = self._db.execute("SELECT container_id FROM attachment WHERE mac = ?", (attachment.mac,)).fetchone()
             if row is not None:
@@ -117,13 +120,14 @@ class Store:
                         "INSERT INTO allocation VALUES (?, ?, ?, ?)",
                         (address, attachment.container_id, attachment.ifname, place),
                     )
+                for address in chosen:
                     self._db.execute("INSERT OR REPLACE INTO cursor VALUES (?, ?)", (family_of(address).bits, address))
                 self._db.execute("COMMIT")
             except sqlite3.Error as error:
                 self._db.execute("ROLLBACK")
                 raise CniError(ADDRESS_FAILURE, "the attachment cannot be kept", str(error)) from error
             self._used.update(attachment.addresses)
-            self._last.update({family_of(address).bits: address for address in attachment.addresses})
+            self._last.update({family_of(address).bits: address for address in chosen})
 
     def confirm(self, attachment: Attachment) -> None:
         """Mark an attachment as ready: its ADD is about to be answered."""

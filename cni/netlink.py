@@ -22,7 +22,8 @@ _NLMSGERR_ATTR_MSG = 1
 _NLM_F_ACK_TLVS = 0x200
 _NESTED, _KIND_MASK = 0x8000, 0x3FFF
 _RECEIVE_BYTES = 1 << 17
-_GROUP_LINK, _GROUP_IPV4_ROUTE, _GROUP_IPV6_ROUTE = 1 << 0, 1 << 6, 1 << 10
+_GROUPS = 1 << 0 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10
+"""Links, and the addresses and routes of IPv4 and IPv6."""
 
 _header = struct.Struct("=IHHII")
 _attribute_header = struct.Struct("=HH")
@@ -43,6 +44,7 @@ class Rtm(IntEnum):
     NEWLINK = 16
     DELLINK = 17
     NEWADDR = 20
+    DELADDR = 21
     GETADDR = 22
     NEWROUTE = 24
     DELROUTE = 25
@@ -340,11 +342,11 @@ class Netlink:
 
 
 class Events:
-    """What happens to links and routes in the calling thread's network namespace. For one thread."""
+    """What happens to links, addresses and routes in the calling thread's network namespace. For one thread."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self._socket.bind((0, _GROUP_LINK | _GROUP_IPV4_ROUTE | _GROUP_IPV6_ROUTE))
+        self._socket.bind((0, _GROUPS))
 
     def wait(self) -> list[tuple[int, bytes]]:
         """Types and payloads of what has happened since the last call; blocks until there is something.

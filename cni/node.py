@@ -44,6 +44,7 @@ class Node:
         self._disable_netfilter = bridge_netfilter == "disable"
         self.mtu = _FALLBACK_MTU
         self.bridge_index = 0
+        self._networks: tuple[Network, ...] = ()
 
     def start(self, networks: Sequence[Network]) -> None:
         """Make the bridge and the settings, or find them; idempotent.
@@ -80,20 +81,40 @@ class Node:
         return [Message(step, Rtm.NEWLINK, Flag(0), netlink.link(families, index=index))]
 
     def set_networks(self, networks: Sequence[Network]) -> None:
-        """Give the bridge the gateway of each pod network, and make what is not allocated in it unreachable."""
-        messages = []
+        """Give the bridge the gateway of each pod network, and make what is not allocated in it unreachable.
+
+        A route that another has made to such a network stays.
+
+        Raises:
+            NetlinkError: the kernel refused a step.
+            ValueError: a network is every address.
+        """
         for network in networks:
             if network.length == 0:
                 raise ValueError(f"{network} cannot be a pod network: it is every address")
-            own = netlink.address(gateway(network), index=self.bridge_index)
-            rest = netlink.Route(network.first, network.length, ROUTE_PROTOCOL)
-            messages += [
-                Message(f"address of {BRIDGE} in {network}", Rtm.NEWADDR, Flag.CREATE | Flag.REPLACE, own),
-                Message(f"route of {network}", Rtm.NEWROUTE, Flag.CREATE | Flag.REPLACE, rest.payload()),
-            ]
-        if messages:
-            with Netlink() as nl:
-                nl.run(*messages)
+        with Netlink() as nl:
+            for network in set(self._networks) - set(networks):
+                for message in self._network(network, Rtm.DELADDR, Rtm.DELROUTE, Flag(0)):
+                    try:
+                        nl.run(message)
+                    except NetlinkError as error:
+                        log.debug("gone already", step=message.step, error=str(error))
+            for network in networks:
+                for message in self._network(network, Rtm.NEWADDR, Rtm.NEWROUTE, Flag.CREATE | Flag.EXCL):
+                    try:
+                        nl.run(message)
+                    except NetlinkError as error:
+                        if error.errno != errno.EEXIST:
+                            raise
+        self._networks = tuple(networks)
+
+    def _network(self, network: Network, address: Rtm, route: Rtm, flags: Flag) -> tuple[Message, Message]:
+        own = netlink.address(gateway(network), index=self.bridge_index)
+        rest = netlink.Route(network.first, network.length, ROUTE_PROTOCOL)
+        return (
+            Message(f"address of {BRIDGE} in {network}", address, flags, own),
+            Message(f"route of {network}", route, flags, rest.payload()),
+        )
 
     def set_back(self) -> list[str]:
         """The settings that have another value now than ``start`` gave them, as ``name = value``."""
@@ -135,15 +156,23 @@ def remove_all() -> list[str]:
         for name in sorted(entry.name for entry in Path("/sys/class/net").iterdir()):
             if name == BRIDGE or (name.startswith(PORT_PREFIX) and Path("/sys/class/net", name, "brport").exists()):
                 payload = netlink.link(netlink.text(netlink.Ifla.IFNAME, name))
-                nl.run(Message(f"remove link {name}", Rtm.DELLINK, Flag(0), payload))
+                _try(nl, Message(f"remove link {name}", Rtm.DELLINK, Flag(0), payload))
                 removed.append(f"link {name}")
         for family in (socket.AF_INET, socket.AF_INET6):
             head = netlink.ROUTE_HEADER.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
             for payload in nl.dump(Message("list routes", Rtm.GETROUTE, Flag(0), head)):
                 if netlink.ROUTE_HEADER.unpack_from(payload)[5] == ROUTE_PROTOCOL:
-                    nl.run(Message("remove route", Rtm.DELROUTE, Flag(0), payload))
+                    _try(nl, Message("remove route", Rtm.DELROUTE, Flag(0), payload))
                     removed.append("route")
     return removed
+
+
+def _try(nl: Netlink, message: Message) -> None:
+    """Do what may have been done by another meanwhile."""
+    try:
+        nl.run(message)
+    except NetlinkError as error:
+        log.warning("not removed", step=message.step, error=str(error))
 
 
 def _bridge(mtu: int) -> bytes:
@@ -174,4 +203,7 @@ def _uplink_mtu() -> int:
         destination, length, *_, interface = line.split()
         if (destination, length) == ("0" * 32, "00") and interface != "lo":
             interfaces.add(interface)
-    return min((int(Path("/sys/class/net", name, "mtu").read_text()) for name in interfaces), default=_FALLBACK_MTU)
+    return min(
+        (int(Path("/sys/class/net", name, "mtu").read_text()) for name in interfaces if name != "*"),
+        default=_FALLBACK_MTU,
+    )

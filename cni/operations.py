@@ -140,7 +140,10 @@ class Operations:
             links.up(attachment)
             self._store.confirm(attachment)
         except Exception as error:
-            self._undo(record)
+            try:
+                self._undo(record)
+            except CniError as left:
+                log.error("a failed ADD is not undone; a DEL, or the next start, does it", error=str(left))
             raise _failure(error, "ADD") from error
         result = Result(
             port=attachment.port,
@@ -162,8 +165,8 @@ class Operations:
             lease = delegation.add(request.raw_config, request.environment)
             record = _record(request, lease.addresses)
             try:
-                self._store.reserve(record)
-            except CniError:
+                self._store.reserve(record, requested=lease.addresses)
+            except Exception:
                 delegation.run("DEL", record.config, record.environment)
                 raise
             return record, lease
@@ -173,7 +176,7 @@ class Operations:
             )
         with self._choosing:
             record = _record(request, self._store.choose(self._networks, request.requested_addresses))
-            self._store.reserve(record)
+            self._store.reserve(record, requested=request.requested_addresses)
         return record, delegation.Lease(record.attachment.addresses, gateways(self._networks), {})
 
     def _pod_netns(self, request: Request) -> int:

@@ -30,22 +30,24 @@ class NodeRoutes:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._nodes: dict[str, Node] = {}
-        self._present: Ways | None = None
+        self._thread: threading.Thread | None = None
+        self._nodes: dict[str, Node] | None = None
         self._unreachable: frozenset[str] = frozenset()
 
     def start(self) -> None:
         """Watch routes and links on a thread of its own, in the calling thread's network namespace."""
-        threading.Thread(target=self._watch, args=(netlink.Events(),), name="routes", daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, args=(netlink.Events(),), name="routes", daemon=True)
+        self._thread.start()
+
+    def alive(self) -> bool:
+        """Whether the thread runs, if it was started."""
+        return self._thread is None or self._thread.is_alive()
 
     def set_nodes(self, nodes: Mapping[str, Node | None]) -> None:
         """Take in the present state of other nodes; None: there is no such node."""
         with self._lock:
-            for name, node in nodes.items():
-                if node is None:
-                    self._nodes.pop(name, None)
-                else:
-                    self._nodes[name] = node
+            known = self._nodes or {}
+            self._nodes = {name: node for name, node in {**known, **nodes}.items() if node is not None}
             self._sync()
 
     def _watch(self, events: netlink.Events) -> None:
@@ -57,14 +59,16 @@ class NodeRoutes:
                 relevant = True
             if relevant:
                 with self._lock:
-                    self._present = None
                     self._sync()
 
     def _sync(self) -> None:
+        if self._nodes is None:
+            # Routes of an earlier agent stand until it is known which nodes there are.
+            return
         try:
             with Netlink() as nl:
-                present = _present(nl) if self._present is None else self._present
-                wanted = self._wanted(nl)
+                present, foreign = _present(nl)
+                wanted = self._wanted(nl, self._nodes, foreign)
                 for network, (gateway, index) in present.items():
                     if network not in wanted:
                         _delete(nl, network, gateway, index)
@@ -72,29 +76,28 @@ class NodeRoutes:
                     if present.get(network) != way:
                         _replace(nl, network, *way)
         except (NetlinkError, OSError) as error:
-            self._present = None
             log.error("routes to other nodes cannot be set", error=str(error))
             return
         if wanted != present:
-            log.info("routes to other nodes", networks=len(wanted), repaired=self._present is None and bool(present))
-        self._present = wanted
+            log.info("routes to other nodes", networks=len(wanted), before=len(present))
 
-    def _wanted(self, nl: Netlink) -> Ways:
+    def _wanted(self, nl: Netlink, nodes: Mapping[str, Node], foreign: set[Network]) -> Ways:
         wanted: Ways = {}
         unreachable = set()
         links: dict[Address, int] = {}
-        for name, node in self._nodes.items():
+        for name, node in nodes.items():
             for network in node.pod_cidrs:
                 gateway = next((a for a in node.addresses if family_of(a) is network.family), None)
                 if gateway is not None and gateway not in links:
                     links[gateway] = _link_to(nl, gateway)
-                if gateway is None or not links[gateway]:
+                if gateway is None or not links[gateway] or gateway in network or network in foreign:
                     unreachable.add(f"{name} ({network})")
                 else:
                     wanted[network] = (gateway, links[gateway])
         if unreachable - self._unreachable:
             log.error(
-                "nodes without a way to their pods: no address of the family, or not on a segment with this node",
+                "no route to pods: the node has no address of the family or is not on a segment with this one, "
+                "or the network has another's route or holds the node itself",
                 nodes=sorted(unreachable),
             )
         self._unreachable = frozenset(unreachable)
@@ -102,7 +105,9 @@ class NodeRoutes:
 
 
 def _concerns_us(kind: int, payload: bytes) -> bool:
-    """Whether an event may be about our routes: one of them is gone, or a link that is no pod's has changed."""
+    """Whether an event may be about our routes: one is gone, or an address or a link that is no pod's has changed."""
+    if kind in {Rtm.NEWADDR, Rtm.DELADDR}:
+        return True
     if kind == Rtm.DELROUTE:
         return bool(netlink.ROUTE_HEADER.unpack_from(payload)[5] == ROUTE_PROTOCOL)
     if kind != Rtm.NEWLINK:
@@ -111,18 +116,24 @@ def _concerns_us(kind: int, payload: bytes) -> bool:
     return not name.startswith(PORT_PREFIX.encode()) and name != BRIDGE.encode()
 
 
-def _present(nl: Netlink) -> Ways:
+def _present(nl: Netlink) -> tuple[Ways, set[Network]]:
+    """Our routes by other nodes, and the networks that another has a route to."""
     found: Ways = {}
+    foreign = set()
     for family in _FAMILIES:
         head = netlink.ROUTE_HEADER.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
         for payload in nl.dump(Message("list routes", Rtm.GETROUTE, Flag(0), head)):
             header = netlink.ROUTE_HEADER.unpack_from(payload)
             attributes = netlink.attributes_of(payload[netlink.ROUTE_HEADER.size :])
             gateway, destination = attributes.get(netlink.Rta.GATEWAY), attributes.get(netlink.Rta.DST)
-            if header[5] == ROUTE_PROTOCOL and gateway is not None and destination is not None:
-                index = int.from_bytes(attributes.get(netlink.Rta.OIF, b""), "little")
-                found[Network(destination, header[1])] = (gateway, index)
-    return found
+            if destination is None or header[4] != netlink.RT_TABLE_MAIN:
+                continue
+            network = Network(destination, header[1])
+            if header[5] != ROUTE_PROTOCOL:
+                foreign.add(network)
+            elif gateway is not None:
+                found[network] = (gateway, int.from_bytes(attributes.get(netlink.Rta.OIF, b""), "little"))
+    return found, foreign
 
 
 def _link_to(nl: Netlink, address: Address) -> int:

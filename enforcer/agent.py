@@ -42,6 +42,8 @@ from enforcer.translate.rules import BaseSettings
 
 log = structlog.get_logger()
 
+_ENDS = {signal.SIGTERM, signal.SIGINT}
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -114,13 +116,14 @@ class Agent:
                 pod_to_own_node=config.pod_to_own_node == "allow",
                 revoked_mark=config.revoked_connection_mark,
                 # Where pod networks are given by hand, it is not known which are the cluster's.
-                masquerade=config.masquerade == "enable" and not options.pod_cidrs,
+                masquerade=config.masquerade == "enable" and config.network == "bridge" and not options.pod_cidrs,
                 not_masqueraded=config.networks_not_masqueraded,
             ),
         )
         self._reconciler = Reconciler(Tables(), settings, self._metrics)
         self._source, self._source_name = self._open_source()
         self._store = Store(options.run_dir / "state.db")
+        self._network = config.network == "bridge"
         self._node = Node(bridge_netfilter=config.bridge_netfilter)
         self._operations = Operations(
             store=self._store,
@@ -128,40 +131,44 @@ class Agent:
             enforcer=_Enforcer(self._reconciler),
         )
         self._routes = NodeRoutes()
-        self._stopped = threading.Event()
-        if not options.pod_cidrs:
+        if self._network and not options.pod_cidrs:
             self._reconciler.follow_nodes(self._follow_nodes)
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT, or until the loop fails."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._stopped.set())
+        # Every thread to come has them blocked, too: only the wait below takes them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
         try:
             health = self._health()
         except OSError as error:
             log.error("metricsAddress cannot be used", address=self._options.config.metrics_address, error=str(error))
             return 1
         watch = TableWatch()
-        threading.Thread(target=self._watch, args=(watch,), name="nftables", daemon=True).start()
-        self._routes.start()
+        watcher = threading.Thread(target=self._watch, args=(watch,), name="nftables", daemon=True)
+        watcher.start()
+        if self._network:
+            self._routes.start()
         self._reconciler.start()
-        self._reconciler.restore(self._operations.start(self._options.pod_cidrs))
+        if self._network:
+            self._reconciler.restore(self._operations.start(self._options.pod_cidrs))
         self._source.start()
-        cni = CniServer(self._options.run_dir / "cni.sock", self._operations)
+        cni = CniServer(self._options.run_dir / "cni.sock", self._operations) if self._network else None
         control = ControlServer(self._options.run_dir, self._doors())
-        cni.start()
+        if cni is not None:
+            cni.start()
         control.start()
         log.info("agent started", node=self._options.node, source=self._source_name, pid=os.getpid())
         set_back: list[str] = []
-        while not self._stopped.wait(1.0):
-            if (now := self._node.set_back()) != set_back:
+        while signal.sigtimedwait(_ENDS, 1.0) is None:
+            if self._network and (now := self._node.set_back()) != set_back:
                 set_back = now
                 log.warning("settings of the node are not as the agent needs them", settings=set_back or "right again")
-            if not self._reconciler.alive() or not self._source.alive():
-                log.error("the loop or the source has ended; the kernel's rules stand, restart the agent")
+            if not (self._reconciler.alive() and self._source.alive() and watcher.is_alive() and self._routes.alive()):
+                log.error("a thread of the agent has ended; the kernel's rules stand, restart the agent")
                 # The CNI server's threads may wait for the loop for ever.
                 os._exit(1)
-        cni.stop()
+        if cni is not None:
+            cni.stop()
         control.stop()
         if health is not None:
             health.stop()

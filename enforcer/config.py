@@ -23,6 +23,8 @@ class Config(msgspec.Struct, rename="camel", frozen=True, forbid_unknown_fields=
         pod_to_own_node: whether a pod's traffic to its own node follows its egress policy, or always passes.
         revoked_connection_mark: the bit of the conntrack mark that says: policy does not allow this established flow.
             Take another one where another program uses that bit; 0 lets established flows go on.
+        network: ``bridge`` attaches pods and routes to other nodes; ``none`` leaves that to another pod network, whose
+            pods obey policy all the same, and touches no link, route or setting.
         masquerade: whether what pods send out of the cluster gets an address of the node. It needs Node objects, which
             say what the cluster's pod networks are: with ``--pod-cidr`` nothing is masqueraded.
         not_masqueraded: networks outside the cluster that see the pods' own addresses.
@@ -36,6 +38,7 @@ class Config(msgspec.Struct, rename="camel", frozen=True, forbid_unknown_fields=
     unknown_pod_wait_seconds: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.5
     pod_to_own_node: Literal["policy", "allow"] = "policy"
     revoked_connection_mark: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0x02000000
+    network: Literal["bridge", "none"] = "bridge"
     masquerade: Literal["enable", "disable"] = "enable"
     not_masqueraded: tuple[str, ...] = ()
     bridge_netfilter: Literal["disable", "leave"] = "disable"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
 from pathlib import Path
 
-_NAME = "\0drawbridge-agent"
+_FOLDER = Path("/run/drawbridge")
 
 
 class LockError(Exception):
@@ -22,25 +21,24 @@ class Lock:
     """
 
     def __init__(self, run_dir: Path | None = None) -> None:
-        # Abstract names are of one network namespace.
-        self._namespace = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Only root can open these: nobody else can keep an agent from starting.
+        _FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._held: list[int] = []
+        namespace = Path("/proc/thread-self/ns/net").stat().st_ino
+        self._hold(_FOLDER / f"netns-{namespace}.lock", "runs in this network namespace; stop it first")
+        if run_dir is not None:
+            self._hold(run_dir / "agent.lock", f"uses {run_dir}; stop it, or give another --run-dir")
+
+    def _hold(self, path: Path, what: str) -> None:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._held.append(file)
         try:
-            self._namespace.bind(_NAME)
-        except OSError:
-            self._namespace.close()
-            raise LockError("a drawbridge agent runs in this network namespace; stop it first") from None
-        self._file: int | None = None
-        if run_dir is None:
-            return
-        self._file = os.open(run_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.release()
-            raise LockError(f"a drawbridge agent uses {run_dir}; stop it, or give another --run-dir") from None
+            raise LockError(f"a drawbridge agent {what}") from None
 
     def release(self) -> None:
         """Let go before the process ends."""
-        self._namespace.close()
-        if self._file is not None:
-            os.close(self._file)
+        while self._held:
+            os.close(self._held.pop())

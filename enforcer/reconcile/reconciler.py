@@ -139,8 +139,8 @@ class Reconciler:
         self._thread.join()
 
     def alive(self) -> bool:
-        """Whether the loop runs."""
-        return self._thread.is_alive()
+        """Whether the loop runs, and what judges established flows."""
+        return self._thread.is_alive() and (self._revocation is None or self._revocation.alive())
 
     def changes(self, changes: Sequence[Change]) -> None:
         """Take in the present state of objects."""

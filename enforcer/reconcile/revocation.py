@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from itertools import islice
 
 import structlog
@@ -69,24 +68,42 @@ class Revocation:
         self._asked.put(reached)
         return reached
 
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def _run(self) -> None:
         again: Addresses = set()
-        pause = _SECOND_LOOK_SECONDS
+        pause, due = _SECOND_LOOK_SECONDS, 0.0
         while True:
             try:
-                asked = self._asked.get(timeout=None if again == set() else pause)
+                asked = self._take(None if again == set() else max(0.0, due - time.monotonic()))
             except queue.Empty:
+                asked = []
+            addresses = _union(entry for entry in asked if entry is None or isinstance(entry, set))
+            if addresses != set():
+                self._look(addresses)
+                due = time.monotonic() + pause if again == set() else due
+                again = _union((again, addresses))
+            for entry in asked:
+                if isinstance(entry, Future):
+                    entry.set_result(None)
+            if StopIteration in asked:
+                return
+            if again != set() and time.monotonic() >= due:
                 done = self._look(again)
                 again = set() if done else again
                 pause = _SECOND_LOOK_SECONDS if done else min(max(pause * 2, 1.0), _LAST_PAUSE_SECONDS)
-                continue
-            if asked is StopIteration:
-                return
-            if isinstance(asked, Future):
-                asked.set_result(None)
-            elif asked is None or isinstance(asked, set):
-                self._look(asked)
-                again = None if again is None or asked is None else again | asked
+                due = time.monotonic() + pause
+
+    def _take(self, seconds: float | None) -> list[Addresses | Future[None] | type[StopIteration]]:
+        """All that has been asked; waits for the first."""
+        taken = [self._asked.get(timeout=seconds)]
+        while True:
+            try:
+                taken.append(self._asked.get_nowait())
+            except queue.Empty:
+                return taken
 
     def _look(self, addresses: Addresses) -> bool:
         """Judge and mark once; False if that could not be done."""
@@ -104,7 +121,7 @@ class Revocation:
                         continue
                     if conntrack.mark(flow, 0 if allowed else self._mark, self._mark):
                         restored, revoked = restored + allowed, revoked + (not allowed)
-        except (OSError, FutureTimeout) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next look may succeed
             log.error(
                 "established flows could not be judged; those that policy denies now may go on",
                 error=str(error),
@@ -119,6 +136,15 @@ class Revocation:
             ms = round((time.perf_counter() - started) * 1e3, 3)
             log.info("established flows judged", revoked=revoked, restored=restored, ms=ms)
         return True
+
+
+def _union(parts: Iterable[Addresses]) -> Addresses:
+    whole: set[Address] = set()
+    for part in parts:
+        if part is None:
+            return None
+        whole |= part
+    return whole
 
 
 def _flows(conntrack: Conntrack, addresses: Addresses) -> Iterator[Flow]:

@@ -199,7 +199,8 @@ class ApiSource:
                     covers = partial(self._covers, resource.kind, wanted, version)
                     if not self._lock.wait_for(covers, max(0.0, deadline - time.monotonic())):
                         return False
-        except (_StatusError, urllib3.exceptions.HTTPError, msgspec.MsgspecError, OSError):
+        except Exception as error:  # noqa: BLE001 - see _follow
+            log.warning("the API cannot be asked", error=str(error))
             return False
         return True
 
@@ -249,7 +250,7 @@ class ApiSource:
                 if time.monotonic() - begun < _SHORT_WATCH_SECONDS:
                     # A server, or a proxy before it, that ends each watch at once is not asked without a rest.
                     self._stopped.wait(_FIRST_PAUSE_SECONDS)
-            except (_StatusError, urllib3.exceptions.HTTPError, msgspec.MsgspecError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - no error of transport, credentials or bodies ends a watch
                 if self._stopped.is_set():
                     return
                 if isinstance(error, _StatusError) and error.code == _GONE:

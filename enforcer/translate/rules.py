@@ -228,7 +228,10 @@ def base_chains(settings: BaseSettings) -> Iterator[Chain]:
         yield Chain(
             Table.POLICY,
             "to-outside",
-            of_families("{ip} saddr @local-{v} {ip} daddr != @pod-networks-{v} masquerade fully-random"),
+            of_families(
+                "{ip} saddr @local-{v} {ip} saddr @pod-networks-{v} "
+                "{ip} daddr != @pod-networks-{v} masquerade fully-random"
+            ),
             "what pods send out of the cluster gets an address of the node",
             Hook("postrouting", "srcnat", 100, "nat"),
         )

@@ -45,7 +45,7 @@ class Translator:
         """Say which networks are the cluster's pods'."""
         if not self._settings.masquerade:
             return
-        whole = (*networks, *self._settings.not_masqueraded)
+        whole = (*(n for n in networks if n.length), *self._settings.not_masqueraded)
         for family, present in self._networks.items():
             of = names.network_set(family)
             wanted = set(rules.network_elements(whole, family))

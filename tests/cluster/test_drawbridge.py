@@ -147,7 +147,8 @@ def test_a_power_cut_leaves_a_node_that_works_again(pods: Cluster) -> None:
 
 def test_uninstall_leaves_nothing_of_ours_on_a_node(pods: Cluster) -> None:
     pods.run_on("node-1", "pkill", "-f", "enforcer agent")
-    drawbridge(pods, "node-1", "uninstall")
+    # It refuses as long as the agent has not ended.
+    wait_until(lambda: "nftables" in drawbridge(pods, "node-1", "uninstall"), "it is uninstalled", seconds=10)
     assert "drawbridge" not in pods.run_on("node-1", "nft", "list", "tables")
     assert "dbr" not in pods.run_on("node-1", "ip", "-br", "link")
     assert pods.run_on("node-1", "ip", "route", "show", "proto", "84") == ""

@@ -116,7 +116,7 @@ class Steps:
                 send(nl, message)
 
         def stepped(function: Callable) -> Callable:
-            return lambda *arguments: (self(), function(*arguments))[1]
+            return lambda *arguments, **named: (self(), function(*arguments, **named))[1]
 
         patch.setattr(netlink.Netlink, "run", run)
         patch.setattr(store, "reserve", stepped(reserve))

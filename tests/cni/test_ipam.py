@@ -32,7 +32,7 @@ def record(name: str, addresses: tuple[bytes, ...]) -> Record:
 
 def reserve(store: Store, name: str, networks=SMALL, requested=()) -> tuple[bytes, ...]:
     chosen = store.choose(networks, requested)
-    store.reserve(record(name, chosen))
+    store.reserve(record(name, chosen), requested=requested)
     return chosen
 
 
@@ -76,9 +76,9 @@ def test_a_freed_address_rests_until_the_others_were_given_also_over_a_restart(t
 def test_a_hardware_address_belongs_to_one_attachment(store: Store) -> None:
     first, second = record("a", (parse_address("10.0.0.2"),)), record("b", (parse_address("10.0.0.3"),))
     stolen = dataclasses.replace(second.attachment, mac=first.attachment.mac)
-    store.reserve(first)
+    store.reserve(first, requested=())
     with pytest.raises(CniError, match="is the hardware address of a"):
-        store.reserve(dataclasses.replace(second, attachment=stolen))
+        store.reserve(dataclasses.replace(second, attachment=stolen), requested=())
 
 
 @pytest.mark.parametrize("wanted", ["10.0.0.0", "10.0.0.1", "10.0.0.7", "10.9.9.9"])

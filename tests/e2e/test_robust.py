@@ -213,3 +213,92 @@ def test_an_uplink_below_the_least_mtu_of_ipv6_serves_ipv4_pods(tmp_path: Path, 
         assert lab.connects(web, db.addresses[0], 80)
         assert "mtu 1200" in subprocess.run(["ip", "-n", db.namespace, "link", "show", "eth0"], capture_output=True,
                                             text=True, check=True).stdout  # fmt: skip
+
+
+def ip(lab: Lab, *words: str) -> str:
+    return subprocess.run(["ip", "-n", lab.name, *words], capture_output=True, text=True, check=True).stdout
+
+
+def node(name: str, cidr: str, address: str) -> str:
+    return (f"apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDRs: [{cidr}]}}\n"
+            f"status: {{addresses: [{{type: InternalIP, address: {address}}}]}}\n---\n")  # fmt: skip
+
+
+@pytest.fixture
+def beside(tmp_path: Path, source: Path):
+    """A node that another pod network serves, too: its routes to both nodes' pods are there."""
+    name = f"dbtest-{os.getpid()}-beside"
+    put(source / "nodes.yaml", node(name, "10.244.0.0/24", "192.0.2.1") + node("n2", "10.244.1.0/24", "192.0.2.9"))
+    config = tmp_path / "config.yaml"
+    config.write_text("network: bridge\n")
+    with Lab(name=name, source=("--source", source), run_dir=tmp_path / "run", executable=EXECUTABLE, pod_cidrs=(),
+             config=config) as lab:  # fmt: skip
+        lab.stop_agent()
+        subprocess.run(["ip", "netns", "exec", name, sys.executable, "-m", "enforcer", "uninstall"], check=True)
+        for words in ("link add up0 type veth peer name up1", "link set up0 up", "link set up1 up",
+                      "addr add 192.0.2.1/24 dev up0", "link add cni0 type bridge", "addr add 10.244.0.1/24 dev cni0",
+                      "link set cni0 up", "route add 10.244.1.0/24 via 192.0.2.9"):  # fmt: skip
+            ip(lab, *words.split())
+        yield lab, config
+
+
+def test_routes_of_another_pod_network_are_never_replaced(beside) -> None:
+    lab, _ = beside
+    before = {line.removesuffix("linkdown ") for line in ip(lab, "route").splitlines()}
+    lab.start_agent()
+    lab.status()
+    assert before <= {line.removesuffix("linkdown ") for line in ip(lab, "route").splitlines()}
+
+
+def test_without_a_network_of_its_own_the_agent_touches_no_link_and_no_route(beside) -> None:
+    lab, config = beside
+    config.write_text("network: none\n")
+    before = ip(lab, "route"), ip(lab, "-br", "addr")
+    lab.start_agent()
+    assert lab.status()["synced"]
+    assert (ip(lab, "route"), ip(lab, "-br", "addr")) == before
+    assert not (lab.run_dir / "cni.sock").exists()
+    assert "masquerade" not in lab.nft("list", "ruleset")
+
+
+def test_routes_to_other_nodes_outlive_a_restart_a_link_and_an_address_that_comes_back(beside, source: Path) -> None:
+    lab, _ = beside
+    ip(lab, "route", "del", "10.244.1.0/24")
+    lab.start_agent()
+    lab.status()
+
+    def ours() -> str:
+        return ip(lab, "route", "show", "10.244.1.0/24", "proto", "84")
+
+    assert "via 192.0.2.9" in ours()
+    lab.stop_agent(kill=True)
+    nodes = (source / "nodes.yaml").rename(source / "nodes.off")
+    lab.start_agent()
+    ip(lab, "link", "add", "w0", "type", "veth")
+    lab.status()
+    assert "via 192.0.2.9" in ours()
+    nodes.rename(source / "nodes.yaml")
+    lab.status()
+    ip(lab, "addr", "del", "192.0.2.1/24", "dev", "up0")
+    assert ours() == ""
+    ip(lab, "addr", "add", "192.0.2.1/24", "dev", "up0")
+    deadline = time.monotonic() + 10
+    while "via 192.0.2.9" not in ours():
+        assert time.monotonic() < deadline
+    put(source / "evil.yaml", node("evil", "0.0.0.0/0", "192.0.2.77") + node("evil2", "192.0.2.0/25", "192.0.2.78"))
+    lab.status()
+    assert "proto 84" not in ip(lab, "route", "show", "default") + ip(lab, "route", "show", "192.0.2.0/25")
+
+
+def test_a_changed_pod_network_takes_its_gateway_and_route_along(tmp_path: Path, source: Path) -> None:
+    name = f"dbtest-{os.getpid()}-renumber"
+    put(source / "nodes.yaml", node(name, "10.50.0.0/24", "192.0.2.1"))
+    with Lab(name=name, source=("--source", source), run_dir=tmp_path / "other", executable=EXECUTABLE,
+             pod_cidrs=()) as made:  # fmt: skip
+        made.status()
+        assert "10.50.0." in ip(made, "route") + ip(made, "addr")
+        put(source / "nodes.yaml", node(name, "10.51.0.0/24", "192.0.2.1"))
+        made.status()
+        shown = ip(made, "route") + ip(made, "addr")
+        assert "10.51.0.1" in shown
+        assert "10.50.0." not in shown
