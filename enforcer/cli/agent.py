@@ -14,6 +14,7 @@ from enforcer.config import ConfigError, load
 from enforcer.lock import LockError
 from enforcer.model.addresses import Network
 from enforcer.observe import logs
+from enforcer.sources import SourceError
 
 
 class _Cidr(click.ParamType[Network]):
@@ -66,7 +67,6 @@ def agent(
     logs.configure(form=config.log_format, level=config.log_level)
     # Here, because it loads libnftables, which the other commands do without.
     from enforcer.agent import Agent, Options  # noqa: PLC0415
-    from enforcer.sources.api import SourceError  # noqa: PLC0415
 
     try:
         made = Agent(Options(source, kubeconfig, node_name, run_dir, pod_cidrs, config))

@@ -27,6 +27,7 @@ from kubernetes.client import ApiClient, Configuration
 
 from enforcer.model.changes import Change, Rejection
 from enforcer.model.objects import Namespace, NetworkPolicy, Node, Object, Pod
+from enforcer.sources import SourceError
 from enforcer.sources.decode import decode
 
 log = structlog.get_logger()
@@ -57,10 +58,6 @@ RESOURCES = (
     Resource(Pod, "/api/v1/pods", "status.phase!=Succeeded,status.phase!=Failed,spec.hostNetwork=false"),
     Resource(NetworkPolicy, "/apis/networking.k8s.io/v1/networkpolicies"),
 )
-
-
-class SourceError(Exception):
-    """The API cannot be used as configured; the text says what to correct."""
 
 
 class _ListMeta(msgspec.Struct, rename="camel", frozen=True):

@@ -16,7 +16,8 @@ from kubernetes.client import ApiClient, Configuration
 
 from enforcer.model.changes import Change
 from enforcer.model.objects import Namespace, NetworkPolicy, Node, Pod
-from enforcer.sources.api import ApiSource, SourceError, client
+from enforcer.sources import SourceError
+from enforcer.sources.api import ApiSource, client
 from tests.kubernetes.controlplane import ControlPlane
 
 SECONDS = 30.0
