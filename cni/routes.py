@@ -117,7 +117,7 @@ def _concerns_us(kind: int, payload: bytes) -> bool:
 
 
 def _present(nl: Netlink) -> tuple[Ways, set[Network]]:
-    """Our routes by other nodes, and the networks that another has a route to."""
+    """Our routes by other nodes, and the networks that have another route: of this node's own pods, or not ours."""
     found: Ways = {}
     foreign = set()
     for family in _FAMILIES:
@@ -129,9 +129,9 @@ def _present(nl: Netlink) -> tuple[Ways, set[Network]]:
             if destination is None or header[4] != netlink.RT_TABLE_MAIN:
                 continue
             network = Network(destination, header[1])
-            if header[5] != ROUTE_PROTOCOL:
+            if header[5] != ROUTE_PROTOCOL or gateway is None:
                 foreign.add(network)
-            elif gateway is not None:
+            else:
                 found[network] = (gateway, int.from_bytes(attributes.get(netlink.Rta.OIF, b""), "little"))
     return found, foreign
 

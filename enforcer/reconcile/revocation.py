@@ -40,9 +40,7 @@ class Revocation:
         report: hears how many flows were marked.
     """
 
-    def __init__(
-        self, mark: int, judge: Callable[[list[Flow]], list[bool]], report: Callable[[int], None] = lambda _: None
-    ) -> None:
+    def __init__(self, mark: int, judge: Callable[[list[Flow]], list[bool]], report: Callable[[int], None]) -> None:
         self._mark = mark
         self._judge = judge
         self._report = report

@@ -280,7 +280,7 @@ class ApiSource:
     def _failed(self, resource: Resource, error: Exception, wait: float) -> None:
         hint = ""
         if isinstance(error, _StatusError) and error.code in {401, 403}:
-            hint = f"may this user list and watch {resource.path}? see the ClusterRole in deploy/"
+            hint = f"grant this user list and watch of {resource.path}"
         with self._lock:
             self._health[resource.kind].trouble = str(error)
         log.warning("the API cannot be read; the last state stands", resource=resource.path, error=str(error),

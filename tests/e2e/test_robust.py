@@ -285,8 +285,10 @@ def test_routes_to_other_nodes_outlive_a_restart_a_link_and_an_address_that_come
     deadline = time.monotonic() + 10
     while "via 192.0.2.9" not in ours():
         assert time.monotonic() < deadline
-    put(source / "evil.yaml", node("evil", "0.0.0.0/0", "192.0.2.77") + node("evil2", "192.0.2.0/25", "192.0.2.78"))
+    evil = {"evil": "0.0.0.0/0", "evil2": "192.0.2.0/25", "evil3": "10.244.0.0/24"}
+    put(source / "evil.yaml", "".join(node(name, cidr, "192.0.2.77") for name, cidr in evil.items()))
     lab.status()
+    assert "192.0.2.77" not in ip(lab, "route")
     assert "proto 84" not in ip(lab, "route", "show", "default") + ip(lab, "route", "show", "192.0.2.0/25")
 
 
