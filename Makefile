@@ -9,11 +9,15 @@ SYSTEM_PYTHON := /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
 CNI := build/cni/drawbridge
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+IMAGE := localhost/drawbridge:$(VERSION)
+IMAGE_ARCHIVE := build/image/drawbridge.tar
 
 RUN_PACKAGES := python3-venv python3-nftables nftables iproute2 gcc libc6-dev
 TEST_PACKAGES := containernetworking-plugins containerd runc busybox-static etcd-server openssl
 E2E_PACKAGES := bash-static curl netcat-openbsd procps
 BENCH_PACKAGES := iperf3
+IMAGE_PACKAGES := buildah mmdebstrap
 
 # Under sudo the home is another; what is built once is built for both.
 export DRAWBRIDGE_TEST_CACHE := $(or $(DRAWBRIDGE_TEST_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/drawbridge-tests)
@@ -36,7 +40,7 @@ define install-missing
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing </dev/null >/dev/null; fi
 endef
 
-.PHONY: packages test-packages e2e-packages bench-packages
+.PHONY: packages test-packages e2e-packages bench-packages image-packages
 packages:
 	$(call install-missing,$(RUN_PACKAGES))
 
@@ -48,6 +52,9 @@ e2e-packages:
 
 bench-packages:
 	$(call install-missing,$(BENCH_PACKAGES))
+
+image-packages:
+	$(call install-missing,$(IMAGE_PACKAGES))
 
 $(VENV)/.installed: pyproject.toml constraints.txt | packages
 	@echo "making the virtual environment $(VENV)"
@@ -62,6 +69,13 @@ $(CNI): cni/shim/drawbridge.c | packages
 .PHONY: setup
 setup: packages $(VENV)/.installed $(CNI) ## .venv/bin/drawbridge and build/cni/drawbridge, with all that they need
 
+$(IMAGE_ARCHIVE): deploy/Containerfile deploy/build-image.sh Makefile pyproject.toml constraints.txt \
+		$(shell find cni enforcer -type f -not -name '*.pyc') | image-packages
+	$(SUDO) deploy/build-image.sh $(IMAGE) $@
+
+.PHONY: image
+image: $(IMAGE_ARCHIVE) ## The container image, without a registry, as build/image/drawbridge.tar
+
 .PHONY: demo
 demo: setup ## A shop in namespaces of its own: pods, policies, packets, and why one was dropped
 	@$(SUDO) $(BIN)/drawbridge demo
@@ -72,7 +86,7 @@ test: setup test-packages ## Every test but those on clusters; root, in network 
 	@$(PYTEST)
 
 .PHONY: e2e
-e2e: setup e2e-packages ## Tests on real clusters of several machines on this one; root, builds Kubernetes once
+e2e: setup e2e-packages image ## Tests on real clusters of several machines on this one; root, builds Kubernetes once
 	@$(BIN)/python -m tests.tools.build
 	@$(PYTEST) tests/cluster
 

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# In a container /proc/sys is read-only; there, the node's is mounted beside it. Through either, a thread meets the
+# settings of the network namespace that it is in.
+_SYSCTLS = Path(os.environ.get("DRAWBRIDGE_SYSCTLS", "/proc/sys"))
 _CLONE_NEWNET = 0x40000000
 _NS_GET_NSTYPE = 0xB703
 
@@ -57,7 +60,7 @@ def visit(descriptor: int, *, home: int) -> Iterator[None]:
 def read_sysctl(name: str) -> str | None:
     """The value of ``net/...`` in the calling thread's namespace; None if the kernel has no such setting."""
     try:
-        return Path("/proc/sys", name).read_text().strip()
+        return (_SYSCTLS / name).read_text().strip()
     except FileNotFoundError:
         return None
 
@@ -74,7 +77,7 @@ def write_sysctl(name: str, value: str) -> str | None:
     before = read_sysctl(name)
     if before is None or before == value:
         return None
-    Path("/proc/sys", name).write_text(value)
+    (_SYSCTLS / name).write_text(value)
     return before
 
 

@@ -97,6 +97,14 @@ class Operations:
         """The attachments that are ready."""
         return tuple(record.attachment for record in self._store.records() if record.ready)
 
+    def unready(self, *, delegated: bool = False) -> str | None:
+        """Why no pod can be attached now, None if one can; ``delegated``: addresses come from another IPAM plugin."""
+        if (reason := self._enforcer.ready()) is not None:
+            return reason
+        if not links.exists(BRIDGE):
+            return f"bridge {BRIDGE} is gone; restart the agent"
+        return None if self._networks or delegated else "the node has no pod CIDR yet"
+
     def run(self, request: Request) -> dict[str, Any] | None:
         """Do a request.
 
@@ -253,14 +261,10 @@ class Operations:
             raise CniError(errors[0].code, errors[0].message, "; ".join(map(str, errors)))
 
     def _status(self, request: Request) -> None:
-        reason = self._enforcer.ready()
-        if reason is None and not links.exists(BRIDGE):
-            reason = f"bridge {BRIDGE} is gone; restart the agent"
-        if request.config.ipam_type:
+        delegated = bool(request.config.ipam_type)
+        if delegated:
             delegation.run("STATUS", request.raw_config, request.environment)
-        elif reason is None and not self._networks:
-            reason = "the node has no pod CIDR yet"
-        if reason is not None:
+        if (reason := self.unready(delegated=delegated)) is not None:
             raise CniError(UNAVAILABLE, "pods cannot be attached now", reason)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from cni import install
 from cni.ipam import Store
 from cni.netlink import NetlinkError
 from cni.node import Node
@@ -42,11 +43,16 @@ from enforcer.translate.rules import BaseSettings
 log = structlog.get_logger()
 
 _ENDS = {signal.SIGTERM, signal.SIGINT}
+_FIRST_LOOK_SECONDS, _LOOK_SECONDS = 0.1, 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The command line of ``drawbridge agent``; without ``source`` it is the API, without ``kubeconfig`` in-cluster."""
+    """The command line of ``drawbridge agent``.
+
+    Without ``source`` it is the API, without ``kubeconfig`` in-cluster; without ``cni_conf_dir`` no configuration is
+    written for the runtime, whose plugins are in ``cni_bin_dir``.
+    """
 
     source: Path | None
     kubeconfig: Path | None
@@ -54,6 +60,8 @@ class Options:
     run_dir: Path
     pod_cidrs: tuple[Network, ...]
     config: Config
+    cni_conf_dir: Path | None = None
+    cni_bin_dir: Path = install.BIN_DIR
 
 
 class Source(Protocol):
@@ -158,7 +166,8 @@ class Agent:
         control.start()
         log.info("agent started", node=self._options.node, source=self._source_name, pid=os.getpid())
         set_back: list[str] = []
-        while signal.sigtimedwait(_ENDS, 1.0) is None:
+        announced = not self._network or self._options.cni_conf_dir is None
+        while signal.sigtimedwait(_ENDS, _LOOK_SECONDS if announced else _FIRST_LOOK_SECONDS) is None:
             if self._network and (now := self._node.set_back()) != set_back:
                 set_back = now
                 log.warning("settings of the node are not as the agent needs them", settings=set_back or "right again")
@@ -166,6 +175,7 @@ class Agent:
                 log.error("a thread of the agent has ended; the kernel's rules stand, restart the agent")
                 # The CNI server's threads may wait for the loop for ever.
                 os._exit(1)
+            announced = announced or self._announced()
         if cni is not None:
             cni.stop()
         control.stop()
@@ -202,6 +212,22 @@ class Agent:
                 "the node's pod CIDRs cannot be used", cidrs=[str(cidr) for cidr in node.pod_cidrs], error=str(error)
             )
 
+    def _announced(self) -> bool:
+        """Give the runtime its network configuration, if pods can be attached; whether it has it."""
+        folder = self._options.cni_conf_dir
+        if folder is None or self._operations.unready() is not None:
+            return False
+        try:
+            if install.install_configuration(folder, self._options.cni_bin_dir):
+                log.info("network configuration written; the node becomes ready", folder=str(folder))
+            others = install.preceding(folder)
+        except OSError as error:
+            log.error("the network configuration cannot be written; no pod starts here", error=str(error))
+            return False
+        if others:
+            log.warning("the runtime takes another network configuration; remove it", files=others, folder=str(folder))
+        return True
+
     def _watch(self, watch: TableWatch) -> None:
         while True:
             self._reconciler.touched(watch.wait())
@@ -220,7 +246,7 @@ class Agent:
             address,
             self._metrics.registry,
             live=lambda: None if self._reconciler.alive() else "the loop has ended",
-            ready=_Enforcer(self._reconciler).ready,
+            ready=self._operations.unready if self._network else _Enforcer(self._reconciler).ready,
         )
         server.start()
         return server

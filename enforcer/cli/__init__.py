@@ -32,6 +32,7 @@ for command in (
     manifests.render,
     manifests.check,
     demo.demo,
+    node.install,
     node.uninstall,
     node.version,
 ):

@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -41,24 +42,25 @@ class _Cidr(click.ParamType[Network]):
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="How to reach the Kubernetes API; by default the service account of the pod that this is.",
 )
-@click.option("--node-name", default=lambda: os.environ.get("NODE_NAME", platform.node()), help="This node's name.")
+@click.option(
+    "--node-name", "node", default=lambda: os.environ.get("NODE_NAME", platform.node()), help="This node's name."
+)
 @common.run_dir
 @click.option("--pod-cidr", "pod_cidrs", type=_Cidr(), multiple=True, help="Pod network; twice for dual stack.")
+@click.option(
+    "--cni-conf-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where to write the network configuration for the container runtime, once pods can be attached.",
+)
+@common.cni_bin_dir
 @click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="Configuration (YAML).")
-def agent(
-    source: Path | None,
-    kubeconfig: Path | None,
-    node_name: str,
-    run_dir: Path,
-    pod_cidrs: tuple[Network, ...],
-    config_file: Path | None,
-) -> None:
+def agent(config_file: Path | None, **options: Any) -> None:
     """Run the node agent in the foreground.
 
     It attaches pods for the CNI executable and keeps the nftables table equal to what the manifests, or the objects of
     the API, say. Nothing is flushed when it starts or stops.
     """
-    if source is not None and kubeconfig is not None:
+    if options["source"] is not None and options["kubeconfig"] is not None:
         raise click.UsageError("--source and --kubeconfig exclude each other")
     try:
         config = load(config_file)
@@ -69,7 +71,7 @@ def agent(
     from enforcer.agent import Agent, Options  # noqa: PLC0415
 
     try:
-        made = Agent(Options(source, kubeconfig, node_name, run_dir, pod_cidrs, config))
+        made = Agent(Options(config=config, **options))
     except (SourceError, LockError) as error:
         raise click.ClickException(str(error)) from error
     sys.exit(made.run())

@@ -11,6 +11,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from cni import install
 from enforcer.control import ControlError, ask
 
 _WIDTH = 120
@@ -22,6 +23,13 @@ run_dir = click.option(
     default=RUN_DIR,
     show_default=True,
     help="The agent's run directory.",
+)
+cni_bin_dir = click.option(
+    "--cni-bin-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=install.BIN_DIR,
+    show_default=True,
+    help="Where the container runtime has its CNI executables.",
 )
 output = click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the output."

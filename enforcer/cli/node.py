@@ -1,18 +1,57 @@
-"""What is done to the node: ``uninstall``; and ``version``."""
+"""What is done to the node: ``install``, ``uninstall``; and ``version``."""
 
 from __future__ import annotations
 
 import os
 from importlib.metadata import version as distribution_version
+from pathlib import Path
 
 import click
 
+import cni
+from cni import install as installation
+from enforcer.cli import common
 from enforcer.lock import Lock, LockError
+
+_EXECUTABLE = Path(cni.__file__).parent.parent / "build" / "cni" / "drawbridge"
 
 
 @click.command()
-def uninstall() -> None:
-    """Remove tables, bridge, pods' links and routes. Stop the agent first; pods lose their network."""
+@common.cni_bin_dir
+@click.option(
+    "--executable",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    envvar="DRAWBRIDGE_CNI_EXECUTABLE",
+    default=_EXECUTABLE,
+    help="The CNI executable, as it was built.",
+)
+def install(cni_bin_dir: Path, executable: Path) -> None:
+    """Put the CNI executable where the container runtime looks for it, in one step.
+
+    The network configuration follows from the agent (--cni-conf-dir), once pods can be attached.
+    """
+    try:
+        changed = installation.install_executable(executable, cni_bin_dir)
+    except OSError as error:
+        raise click.ClickException(f"the CNI executable cannot be installed: {error}") from error
+    click.echo(f"{cni_bin_dir}: {'the CNI executable is installed' if changed else 'the CNI executable was there'}")
+
+
+@click.command()
+@common.run_dir
+@common.cni_bin_dir
+@click.option(
+    "--cni-conf-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=installation.CONF_DIR,
+    show_default=True,
+    help="Where the container runtime has its network configurations.",
+)
+def uninstall(run_dir: Path, cni_bin_dir: Path, cni_conf_dir: Path) -> None:
+    """Remove what Drawbridge put on the node: network configuration, executable, tables, bridge, links and routes.
+
+    Stop the agent first; pods lose their network. What is gone already is passed over.
+    """
     if os.geteuid() != 0:
         raise click.ClickException("only root can remove links and tables: use sudo")
     try:
@@ -22,10 +61,14 @@ def uninstall() -> None:
     from cni.node import remove_all  # noqa: PLC0415
     from enforcer.kernel.nftables import Tables  # noqa: PLC0415 - loads libnftables
 
-    for removed in remove_all():
+    # First, that no pod is started any more.
+    for removed in (*installation.remove(cni_conf_dir, cni_bin_dir), *remove_all()):
         click.echo(f"removed {removed}")
     Tables().remove()
     click.echo("removed the nftables tables")
+    for path in (*run_dir.glob("state.db*"), *run_dir.glob("*.sock")):
+        path.unlink(missing_ok=True)
+        click.echo(f"removed {path}")
     lock.release()
 
 

@@ -53,10 +53,10 @@ spec: {{selector: {{app: server}}, ipFamilyPolicy: RequireDualStack, ports: [{{p
 """
 
 
-def server(node: str) -> str:
+def server(node: str, *, name: str = "") -> str:
     container = {"name": "server", "image": images.AGNHOST, "args": ["netexec", f"--http-port={PORT}"]}
     spec = {"nodeName": node, "containers": [container], "terminationGracePeriodSeconds": 0}
-    metadata = {"name": node, "labels": {"app": "server"}}
+    metadata = {"name": name or node, "labels": {"app": "server"}}
     return json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
 
 

@@ -1,0 +1,58 @@
+"""Drawbridge on a test cluster, as its users put it there: the image, and one manifest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.cluster import Cluster
+from tests.kubernetes.processes import wait_until
+
+ROOT = Path(__file__).parents[2]
+MANIFEST = ROOT / "deploy" / "drawbridge.yaml"
+IMAGE = ROOT / "build" / "image" / "drawbridge.tar"
+NAMESPACE = "kube-system"
+_SECONDS = 90.0
+
+
+def install(cluster: Cluster, manifest: str | None = None) -> None:
+    """Give the machines the image, apply the manifest (or a changed one), and return when every agent is ready."""
+    cluster.load_image(IMAGE)
+    apply(cluster, manifest or MANIFEST.read_text())
+
+
+def apply(cluster: Cluster, manifest: str) -> None:
+    """Apply a manifest of the DaemonSet, and return when all of its pods are as it says, and ready."""
+    cluster.kubectl("apply", "-f", "-", stdin=manifest)
+    wait_for_agents(cluster)
+
+
+def wait_for_agents(cluster: Cluster) -> None:
+    """Return when each node has an agent that is ready."""
+    words = ("rollout", "status", "daemonset/drawbridge", f"--namespace={NAMESPACE}", f"--timeout={_SECONDS:.0f}s")
+    cluster.kubectl(*words, seconds=_SECONDS + 10)
+
+
+def agent_pod(cluster: Cluster, node: str) -> dict[str, Any]:
+    """The pod of a node's agent, once there is just one."""
+    found: list[dict[str, Any]] = []
+
+    def one() -> bool:
+        selectors = ("-l", "app.kubernetes.io/name=drawbridge", f"--field-selector=spec.nodeName={node}")
+        found[:] = cluster.get("pods", f"--namespace={NAMESPACE}", *selectors)["items"]
+        return len(found) == 1
+
+    wait_until(one, f"{node} has one agent", seconds=_SECONDS)
+    return found[0]
+
+
+def drawbridge(cluster: Cluster, node: str, *words: str) -> str:
+    """What the command ``drawbridge`` prints in the pod of a node's agent."""
+    name = agent_pod(cluster, node)["metadata"]["name"]
+    return cluster.kubectl("exec", f"--namespace={NAMESPACE}", name, "--", "drawbridge", *words)
+
+
+def status(cluster: Cluster, node: str) -> Any:
+    """What ``drawbridge status`` says of a node's agent."""
+    return json.loads(drawbridge(cluster, node, "status", "-o", "json"))
