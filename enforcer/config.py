@@ -2,57 +2,91 @@
 
 from __future__ import annotations
 
+import difflib
+import textwrap
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from enforcer.model.addresses import Network
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; the text names the file, the key and what is wanted."""
+    """The configuration cannot be used; the text names the file, every key that is wrong, and what is wanted."""
 
 
-class Config(msgspec.Struct, rename="camel", frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a node's operator decides.
+class Config(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
+    """What a node's operator decides; the keys of the file are the names in camel case."""
 
-    Attributes:
-        unknown_pods: what a pod may do that was attached but whose object is not known.
-        unknown_pod_wait_seconds: how long a CNI ADD waits for the object of its pod.
-        pod_to_own_node: whether a pod's traffic to its own node follows its egress policy, or always passes.
-        revoked_connection_mark: the bit of the conntrack mark that says: policy does not allow this established flow.
-            Take another one where another program uses that bit; 0 lets established flows go on.
-        network: ``bridge`` attaches pods and routes to other nodes; ``none`` leaves that to another pod network, whose
-            pods obey policy all the same, and touches no link, route or setting.
-        masquerade: whether what pods send out of the cluster gets an address of the node. It needs Node objects, which
-            say what the cluster's pod networks are: with ``--pod-cidr`` nothing is masqueraded.
-        not_masqueraded: networks outside the cluster that see the pods' own addresses.
-        bridge_netfilter: whether to set net.bridge.bridge-nf-call-ip(6)tables to 0, or leave them alone.
-        metrics_address: ``host:port`` (``[host]:port`` for IPv6) of /metrics, /livez and /readyz; empty for none.
-        log_format: ``json``, ``console``, or ``auto``: console on a terminal.
-        log_level: the least severe level that is logged; ``debug`` adds elements.
-    """
+    network: Annotated[
+        Literal["bridge", "none"],
+        Meta(
+            description="`bridge` attaches pods and routes to other nodes; `none` leaves that to another pod network, "
+            "whose pods obey policy all the same, and touches no link, route or setting."
+        ),
+    ] = "bridge"
+    masquerade: Annotated[
+        Literal["enable", "disable"],
+        Meta(
+            description="Whether what pods send out of the cluster gets an address of the node. It needs Node objects, "
+            "which say what the cluster's pod networks are: with `--pod-cidr` nothing is masqueraded."
+        ),
+    ] = "enable"
+    not_masqueraded: Annotated[
+        tuple[str, ...], Meta(description="Networks outside the cluster that see the pods' own addresses, as CIDRs.")
+    ] = ()
+    pod_to_own_node: Annotated[
+        Literal["policy", "allow"],
+        Meta(description="Whether a pod's traffic to its own node follows its egress policy, or always passes."),
+    ] = "policy"
+    unknown_pods: Annotated[
+        Literal["deny", "allow"],
+        Meta(description="What a pod may do that was attached but whose object is not known."),
+    ] = "deny"
+    unknown_pod_wait_seconds: Annotated[
+        float, Meta(ge=0, le=10, description="How long a CNI ADD waits for the object of its pod.")
+    ] = 0.5
+    revoked_connection_mark: Annotated[
+        int,
+        Meta(
+            ge=0,
+            lt=1 << 32,
+            description="The bit of the conntrack mark that says: policy does not allow this established flow. Take "
+            "another one where another program uses that bit; 0 lets established flows go on.",
+        ),
+    ] = 0x02000000
+    bridge_netfilter: Annotated[
+        Literal["disable", "leave"],
+        Meta(description="Whether to set net.bridge.bridge-nf-call-iptables and -ip6tables to 0, or leave them alone."),
+    ] = "disable"
+    metrics_address: Annotated[
+        str,
+        Meta(
+            pattern=r"^$|^[^:]+:\d+$|^\[.+\]:\d+$",
+            description="`host:port` (`[host]:port` for IPv6) of /metrics, /livez and /readyz; empty for none.",
+        ),
+    ] = ""
+    log_format: Annotated[
+        Literal["auto", "json", "console"], Meta(description="`auto` is `console` on a terminal, else `json`.")
+    ] = "auto"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="The least severe level that is logged; `debug` adds elements of sets."),
+    ] = "info"
 
-    unknown_pods: Literal["deny", "allow"] = "deny"
-    unknown_pod_wait_seconds: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.5
-    pod_to_own_node: Literal["policy", "allow"] = "policy"
-    revoked_connection_mark: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0x02000000
-    network: Literal["bridge", "none"] = "bridge"
-    masquerade: Literal["enable", "disable"] = "enable"
-    not_masqueraded: tuple[str, ...] = ()
-    bridge_netfilter: Literal["disable", "leave"] = "disable"
-    metrics_address: Annotated[str, msgspec.Meta(pattern=r"^$|^[^:]+:\d+$|^\[.+\]:\d+$")] = ""
-    log_format: Literal["auto", "json", "console"] = "auto"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-
-    def __post_init__(self) -> None:
+    def mistakes(self) -> list[str]:
+        """What is wrong although each value is of its type."""
+        found = []
         if self.revoked_connection_mark & (self.revoked_connection_mark - 1):
-            raise ValueError(f"`revokedConnectionMark` must be one bit or 0, got {self.revoked_connection_mark:#x}")
-        try:
-            _ = self.networks_not_masqueraded
-        except ValueError as error:
-            raise ValueError(f"`notMasqueraded`: {error}") from error
+            found.append(f"`revokedConnectionMark`: must be one bit or 0, got {self.revoked_connection_mark:#x}")
+        for text in self.not_masqueraded:
+            try:
+                Network.parse(text)
+            except ValueError as error:
+                found.append(f"`notMasqueraded`: {error}")
+        return found
 
     @property
     def networks_not_masqueraded(self) -> tuple[Network, ...]:
@@ -69,6 +103,42 @@ def load(path: Path | None) -> Config:
     if path is None:
         return Config()
     try:
-        return msgspec.yaml.decode(path.read_bytes() or b"{}", type=Config)
+        content = msgspec.yaml.decode(path.read_bytes() or b"{}", type=dict[str, Any] | None) or {}
     except (OSError, msgspec.MsgspecError) as error:
         raise ConfigError(f"{path}: {error}") from error
+    fields = {field.encode_name: field for field in msgspec.structs.fields(Config)}
+    mistakes, values = [], {}
+    for key, value in content.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            mistakes.append(f"`{key}`: there is no such key" + (f"; is it `{near[0]}`?" if near else ""))
+            continue
+        try:
+            values[fields[key].name] = msgspec.convert(value, fields[key].type)
+        except msgspec.ValidationError as error:
+            mistakes.append(f"`{key}`: {error}")
+    config = Config(**values)
+    if mistakes := [*mistakes, *config.mistakes()]:
+        raise ConfigError("\n".join([f"{path} cannot be used:", *(f"  {mistake}" for mistake in mistakes)]))
+    return config
+
+
+def reference() -> str:
+    """A configuration file with every key, what it means, what it may be, and its default."""
+    (schema,) = msgspec.json.schema(Config)["$defs"].values()
+    parts = []
+    for key, entry in schema["properties"].items():
+        text = " ".join(filter(None, (entry["description"], _allowed(entry))))
+        comment = textwrap.wrap(text, width=96, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+        parts.append("\n".join([*comment, msgspec.yaml.encode({key: entry["default"]}).decode().rstrip()]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _allowed(entry: dict[str, Any]) -> str:
+    """The values that a key takes, in words."""
+    if "enum" in entry:
+        return f"One of: {', '.join(entry['enum'])}."
+    if "minimum" in entry:
+        greatest = entry["maximum"] if "maximum" in entry else entry["exclusiveMaximum"] - 1
+        return f"From {entry['minimum']} to {greatest}."
+    return ""

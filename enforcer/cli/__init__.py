@@ -34,6 +34,7 @@ for command in (
     demo.demo,
     node.install,
     node.uninstall,
+    node.config,
     node.version,
 ):
     cli.add_command(command)

@@ -11,6 +11,7 @@ import click
 import cni
 from cni import install as installation
 from enforcer.cli import common
+from enforcer.config import reference
 from enforcer.lock import Lock, LockError
 
 _EXECUTABLE = Path(cni.__file__).parent.parent / "build" / "cni" / "drawbridge"
@@ -76,3 +77,9 @@ def uninstall(run_dir: Path, cni_bin_dir: Path, cni_conf_dir: Path) -> None:
 def version() -> None:
     """Print the version."""
     click.echo(f"drawbridge {distribution_version('kube-drawbridge')}")
+
+
+@click.command()
+def config() -> None:
+    """Print a configuration file with every key, its meaning and its default."""
+    click.echo(reference(), nl=False)

@@ -87,6 +87,7 @@ def test_a_configuration_with_mistakes_stops_the_roll_out_at_one_node(pods: Clus
     changed = pods.kubectl("kustomize", "--load-restrictor=LoadRestrictionsNone", broken)
     pods.kubectl("apply", "-f", "-", stdin=changed)
     try:
+
         def said() -> str:
             selector = ("-l", "app.kubernetes.io/name=drawbridge")
             return pods.kubectl("logs", f"--namespace={NAMESPACE}", *selector, "--ignore-errors", "--prefix")
@@ -172,5 +173,6 @@ def test_uninstall_leaves_nothing_on_any_node(pods: Cluster) -> None:
             assert pods.run_on(node, "ip", family, "route", "show", "proto", "84") == ""
         assert "drawbridge" not in pods.run_on(node, "ls", "/opt/cni/bin", "/etc/cni/net.d")
         assert pods.run_on(node, "find", "/run/drawbridge", "-name", "*.db*", "-o", "-name", "*.sock") == ""
+    pods.kubectl("delete", "configmap", f"--namespace={NAMESPACE}", "-l", "app.kubernetes.io/name=drawbridge")
     left = pods.get("clusterroles,clusterrolebindings,serviceaccounts,configmaps,daemonsets", "--all-namespaces")
     assert not [item["metadata"]["name"] for item in left["items"] if "drawbridge" in item["metadata"]["name"]]
