@@ -28,7 +28,6 @@ _SETTINGS = {
     # A pod's way to its neighbour leads out of the interface that it came in by; a redirect would say to go round us.
     "net/ipv4/conf/all/send_redirects": "0",
     f"net/ipv4/conf/{BRIDGE}/send_redirects": "0",
-    f"net/ipv4/conf/{BRIDGE}/route_localnet": "0",
     f"net/ipv4/conf/{BRIDGE}/rp_filter": "0",
     f"net/ipv6/conf/{BRIDGE}/accept_ra": "0",
     f"net/ipv6/conf/{BRIDGE}/forwarding": "1",

@@ -181,7 +181,7 @@ def static_counters() -> Iterator[Counter]:
         yield Counter(Table.POLICY, name, f"dropped by the {direction.value} isolation of a pod")
     yield Counter(Table.POLICY, REVOKED, "of established flows that policy does not allow any more")
     yield Counter(Table.POLICY, UNKNOWN_SOURCE, "from a bridge port, with an address that is no pod's")
-    yield Counter(Table.GUARD, FORGED, "sent by a pod with an address that is not its own")
+    yield Counter(Table.GUARD, FORGED, "sent by a pod from an address that is not its own, or to loopback")
 
 
 def base_chains(settings: BaseSettings) -> Iterator[Chain]:
@@ -241,6 +241,7 @@ def base_chains(settings: BaseSettings) -> Iterator[Chain]:
 def _guard() -> Chain:
     """What a bridge port may send: frames of IPv4, ARP and IPv6 with the pod's own addresses, without a VLAN tag.
 
+    Where others set ``route_localnet``, as portmap does on the bridge, the node's loopback would be reached.
     Neighbour advertisements, router advertisements and redirects have no use on a port whose neighbours are all
     permanent, so they need no check of their target: they are dropped.
     """
@@ -252,6 +253,7 @@ def _guard() -> Chain:
         (
             f'iifname != "{PORT_PREFIX}*" accept',
             f"ether type {{ 8021q, 8021ad }} {drop}",
+            f"ip daddr 127.0.0.0/8 {drop}",
             "iifname . ether saddr . ip saddr @port-v4 accept",
             f"{own_arp.format(field='ether saddr')} {own_arp.format(field='arp saddr ether')} accept",
             f"icmpv6 type {{ nd-router-advert, nd-neighbor-advert, nd-redirect }} {drop}",

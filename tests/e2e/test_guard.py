@@ -27,10 +27,10 @@ def arp(hardware: bytes, sender: str) -> bytes:
     return head + hardware + socket.inet_aton(sender) + bytes(6) + socket.inet_aton(GATEWAY)
 
 
-def ipv4(source: str) -> bytes:
+def ipv4(source: str, destination: str = GATEWAY) -> bytes:
     body = struct.pack("!HHHH", 1000, 9, 8, 0)
     head = struct.pack(
-        "!BBHHHBBH4s4s", 0x45, 0, 28, 1, 0, 64, 17, 0, socket.inet_aton(source), socket.inet_aton(GATEWAY)
+        "!BBHHHBBH4s4s", 0x45, 0, 28, 1, 0, 64, 17, 0, socket.inet_aton(source), socket.inet_aton(destination)
     )
     total = sum(struct.unpack("!10H", head))
     total = (total & 0xFFFF) + (total >> 16)
@@ -51,6 +51,7 @@ FORGED: dict[str, Frame] = {
     "a foreign hardware address": lambda _, pod: ethernet(FOREIGN_MAC, 0x0800, ipv4(pod.addresses[0])),
     "a foreign IPv4 address": lambda mac, _: ethernet(mac, 0x0800, ipv4(STRANGER)),
     "a foreign IPv6 address": lambda mac, _: ethernet(mac, 0x86DD, ipv6("fd99::200")),
+    "the loopback of the node": lambda mac, pod: ethernet(mac, 0x0800, ipv4(pod.addresses[0], "127.0.0.1")),
     "an ARP sender that is another": lambda mac, _: ethernet(mac, 0x0806, arp(mac, STRANGER)),
     "an ARP hardware address that is another": lambda mac, pod: ethernet(
         mac, 0x0806, arp(FOREIGN_MAC, pod.addresses[0])
