@@ -15,7 +15,7 @@ IMAGE_ARCHIVE := build/image/drawbridge.tar
 
 RUN_PACKAGES := python3-venv python3-nftables nftables iproute2 gcc libc6-dev
 TEST_PACKAGES := containernetworking-plugins containerd runc busybox-static etcd-server openssl
-E2E_PACKAGES := bash-static curl netcat-openbsd procps
+E2E_PACKAGES := bash-static curl iptables netcat-openbsd procps
 BENCH_PACKAGES := iperf3
 IMAGE_PACKAGES := buildah mmdebstrap
 

@@ -82,7 +82,8 @@ until ctr version &>/dev/null; do
 	kill -0 $!
 	sleep 0.05
 done
-start kube-proxy "$binaries/kube-proxy" --config="$folder/kube-proxy.json"
+# As the kubelet would start it again, had it come as a pod.
+start kube-proxy sh -c 'until "$@"; do sleep 0.1; done' - "$binaries/kube-proxy" --config="$folder/kube-proxy.json"
 start kubelet "$binaries/kubelet" --config="$folder/kubelet.json" --kubeconfig="$folder/kubelet.kubeconfig" \
 	--hostname-override="$name" --node-ip="$addresses"
 touch "$folder/up"
