@@ -101,6 +101,11 @@ lint: setup ## ruff, mypy strict, import contracts
 bench: setup test-packages bench-packages ## Figures of docs/performance.md, as ratios in one run
 	@$(SUDO) $(BIN)/python -m tests.bench
 
+.PHONY: bench-cluster
+bench-cluster: setup e2e-packages image ## Figures of docs/performance.md that need a cluster of two nodes
+	@$(BIN)/python -m tests.tools.build
+	@$(SUDO) env DRAWBRIDGE_TEST_CACHE=$(DRAWBRIDGE_TEST_CACHE) $(BIN)/python -m tests.bench.cluster
+
 .PHONY: clean
 clean: ## Remove what setup made
 	rm -rf $(VENV) build

@@ -7,7 +7,6 @@ import os
 import random
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ import yaml
 
 from enforcer.demo.lab import NETNS, Lab, Pod
 from enforcer.kernel.netlink import TableWatch
+from tests.bench.common import median, platform, policy
 from tests.e2e.conftest import EXECUTABLE
 
 CHANGES = 200
@@ -59,25 +59,10 @@ def remote_pod(n: int, namespace: str, app: int) -> dict:
     return found
 
 
-def policy(n: int, namespace: str, peer_app: int, name: str, *, port: int = 8080) -> dict:
-    peer = {"podSelector": {"matchLabels": {"app": f"app-{peer_app}"}}}
-    if n % 2:
-        peer["namespaceSelector"] = {}
-    rule = {"from": [peer], "ports": [{"port": port}]}
-    return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-            "metadata": {"name": name, "namespace": namespace},
-            "spec": {"podSelector": {"matchLabels": {"app": f"app-{n % 10}"}}, "ingress": [rule]}}  # fmt: skip
-
-
 def write(path: Path, items: list[dict]) -> None:
     scratch = path.with_suffix(".tmp")
     scratch.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
     scratch.rename(path)
-
-
-def median(values: list[float]) -> str:
-    ordered = sorted(values)
-    return f"p50 {statistics.median(ordered):.2f} ms, p99 {ordered[int(len(ordered) * 0.99)]:.2f} ms"
 
 
 def resident(lab: Lab) -> float:
@@ -218,11 +203,6 @@ def main() -> None:
     throughput()
     engine("10 pods, 10 policies", pods=10 + LOCAL, policies=10)
     engine("10,000 pods, 1,000 policies", pods=10_000, policies=1_000)
-
-
-def platform() -> str:
-    load = os.getloadavg()[0]
-    return f"Python {sys.version.split()[0]}, Linux {os.uname().release}, {os.cpu_count()} cores, load {load:.1f}"
 
 
 main()

@@ -98,6 +98,10 @@ class Cluster:
         """
         return run(*self._fabric.enter, *words, stdin=stdin, seconds=seconds)
 
+    def netns(self, node: str = "") -> Path:
+        """The network namespace of a machine, or else of the fabric, as a file."""
+        return Path(f"/proc/{self._machines[node].pid if node else self._fabric.pid}/ns/net")
+
     def load_image(self, archive: Path) -> None:
         """Give every machine that runs an image; it keeps it."""
         for machine in self._machines.values():

@@ -59,10 +59,15 @@ class Fabric:
             self._holder.stop()
 
     @property
+    def pid(self) -> int:
+        """A process that is in the namespace."""
+        assert self._holder is not None
+        return self._holder.pid
+
+    @property
     def enter(self) -> tuple[str, ...]:
         """The words before those of a command that have it run in the namespace."""
-        assert self._holder is not None
-        return ("nsenter", f"--net=/proc/{self._holder.pid}/ns/net")
+        return ("nsenter", f"--net=/proc/{self.pid}/ns/net")
 
     def ip(self, *commands: str) -> None:
         """Run commands of ip(8) in the namespace.
