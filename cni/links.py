@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from cni import netlink, netns
 from cni.netlink import Flag, Message, Netlink, NetlinkError, Rtm
-from cni.node import BRIDGE_MAC, PORT_PREFIX, ROUTE_PROTOCOL, Node
+from cni.node import BRIDGE_MAC, PORT_PREFIX, ROUTE_PROTOCOL, Node, no_link_local
 from enforcer.model.addresses import Address, Family, family_of, format_address
 from enforcer.model.objects import Attachment
 
@@ -57,7 +57,8 @@ class Link:
             netns.write_sysctl(f"net/ipv6/conf/{attachment.ifname}/accept_ra", "0")
             with Netlink() as nl:
                 nl.run(
-                    *self.node.no_link_local("set up the pod's side", index), *_pod_side(attachment, gateways, index)
+                    *no_link_local("set up the pod's side", index, self.node.mtu),
+                    *_pod_side(attachment, gateways, index),
                 )
 
     def missing(self, attachment: Attachment, gateways: Mapping[Family, Address]) -> list[str]:
@@ -101,7 +102,7 @@ class Link:
         forwarding = netlink.forwarding_entry(attachment.mac, index=index)
         bridge = self.node.bridge_index
         messages = [
-            *self.node.no_link_local(f"set up port {attachment.port}", index),
+            *no_link_local(f"set up port {attachment.port}", index, self.node.mtu),
             Message(f"isolate port {attachment.port}", Rtm.NEWLINK, Flag(0), netlink.link(info, index=index)),
             Message("forwarding entry", Rtm.NEWNEIGH, Flag.CREATE | Flag.REPLACE, forwarding),
         ]

@@ -1,6 +1,6 @@
 """rtnetlink: messages by the kernel's names, several in one send, every error with the step that it broke.
 
-Goes in: messages made by ``link``, ``address``, ``route`` and ``neighbour``. Comes out: nothing, or ``NetlinkError``.
+Goes in: messages made by ``link``, ``address``, ``Route`` and ``neighbour``. Comes out: nothing, or ``NetlinkError``.
 Numbers and layouts are those of linux/rtnetlink.h, if_link.h, if_addr.h, neighbour.h and if_bridge.h. Why they are
 packed here and not by pyroute2: docs/decisions/0001-netlink-without-pyroute2.md.
 """
@@ -22,8 +22,8 @@ _NLMSGERR_ATTR_MSG = 1
 _NLM_F_ACK_TLVS = 0x200
 _NESTED, _KIND_MASK = 0x8000, 0x3FFF
 _RECEIVE_BYTES = 1 << 17
-_GROUPS = 1 << 0 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10
-"""Links, and the addresses and routes of IPv4 and IPv6."""
+_GROUPS = 1 << 0 | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10
+"""Links, neighbours, and the addresses and routes of IPv4 and IPv6."""
 
 _header = struct.Struct("=IHHII")
 _attribute_header = struct.Struct("=HH")
@@ -43,6 +43,7 @@ class Rtm(IntEnum):
 
     NEWLINK = 16
     DELLINK = 17
+    GETLINK = 18
     NEWADDR = 20
     DELADDR = 21
     GETADDR = 22
@@ -74,6 +75,7 @@ class Ifla(IntEnum):
     MASTER = 10
     LINKINFO = 18
     AF_SPEC = 26
+    GROUP = 27
     NET_NS_FD = 28
 
 
@@ -104,6 +106,16 @@ class Port(IntEnum):
     ISOLATED = 33
 
 
+class Vxlan(IntEnum):
+    """IFLA_VXLAN_*."""
+
+    ID = 1
+    LOCAL = 4
+    LEARNING = 7
+    PORT = 15
+    LOCAL6 = 17
+
+
 class Ifa(IntEnum):
     """Attributes of an address."""
 
@@ -125,6 +137,7 @@ class Nda(IntEnum):
 
     DST = 1
     LLADDR = 2
+    IFINDEX = 8
 
 
 IFF_UP = 1
@@ -132,12 +145,12 @@ VETH_INFO_PEER = 1
 IFLA_INET6_ADDR_GEN_MODE = 8
 IN6_ADDR_GEN_MODE_NONE = 1
 IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
-RT_TABLE_MAIN = 254
+RT_TABLE_MAIN, RT_TABLE_LOCAL = 254, 255
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
-RTN_UNICAST, RTN_UNREACHABLE = 1, 7
+RTN_UNICAST, RTN_LOCAL, RTN_UNREACHABLE = 1, 2, 7
 RTNH_F_ONLINK = 4
 NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
-NTF_MASTER = 0x04
+NTF_SELF, NTF_MASTER = 0x02, 0x04
 
 
 class NetlinkError(Exception):
@@ -198,7 +211,7 @@ def link(*attributes: bytes, index: int = 0, up: bool | None = None) -> bytes:
 
 def address(value: bytes, *, index: int) -> bytes:
     """The payload of a host address (/32 or /128) that is usable at once: no prefix route, no duplicate detection."""
-    family, bits = _family(value), len(value) * 8
+    family, bits = family_number(value), len(value) * 8
     flags = IFA_F_NOPREFIXROUTE | (IFA_F_NODAD if family == socket.AF_INET6 else 0)
     return (
         ADDRESS_HEADER.pack(family, bits, 0, RT_SCOPE_UNIVERSE, index)
@@ -224,7 +237,7 @@ class Route:
         scope = RT_SCOPE_LINK if self.index and self.gateway is None else RT_SCOPE_UNIVERSE
         flags = RTNH_F_ONLINK if self.gateway is not None else 0
         head = ROUTE_HEADER.pack(
-            _family(self.destination), self.length, 0, 0, RT_TABLE_MAIN, self.protocol, scope, reach, flags
+            family_number(self.destination), self.length, 0, 0, RT_TABLE_MAIN, self.protocol, scope, reach, flags
         )
         attributes = attribute(Rta.DST, self.destination) if self.length else b""
         if self.gateway is not None:
@@ -236,7 +249,7 @@ class Route:
 
 def neighbour(value: bytes, mac: bytes, *, index: int) -> bytes:
     """The payload of a permanent neighbour entry."""
-    head = NEIGHBOUR_HEADER.pack(_family(value), index, NUD_PERMANENT, 0, 0)
+    head = NEIGHBOUR_HEADER.pack(family_number(value), index, NUD_PERMANENT, 0, 0)
     return head + attribute(Nda.DST, value) + attribute(Nda.LLADDR, mac)
 
 
@@ -246,6 +259,12 @@ def forwarding_entry(mac: bytes, *, index: int) -> bytes:
     NUD_NOARP is what ``bridge fdb`` calls static; NUD_PERMANENT would make the address the bridge's own.
     """
     return NEIGHBOUR_HEADER.pack(socket.AF_BRIDGE, index, NUD_NOARP, NTF_MASTER, 0) + attribute(Nda.LLADDR, mac)
+
+
+def tunnel_entry(mac: bytes, destination: bytes, *, index: int) -> bytes:
+    """The payload of a VXLAN link's permanent forwarding entry: ``mac`` is behind the host ``destination``."""
+    head = NEIGHBOUR_HEADER.pack(socket.AF_BRIDGE, index, NUD_PERMANENT, NTF_SELF, 0)
+    return head + attribute(Nda.LLADDR, mac) + attribute(Nda.DST, destination)
 
 
 def attributes_of(payload: bytes) -> dict[int, bytes]:
@@ -259,7 +278,8 @@ def attributes_of(payload: bytes) -> dict[int, bytes]:
     return found
 
 
-def _family(value: bytes) -> int:
+def family_number(value: bytes) -> int:
+    """AF_INET or AF_INET6, told by the length of an address."""
     return socket.AF_INET if len(value) == 4 else socket.AF_INET6  # noqa: PLR2004 - the width of an IPv4 address
 
 
@@ -342,18 +362,23 @@ class Netlink:
 
 
 class Events:
-    """What happens to links, addresses and routes in the calling thread's network namespace. For one thread."""
+    """What happens to links, addresses, neighbours and routes in the calling thread's network namespace.
+
+    For one thread.
+    """
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._socket.bind((0, _GROUPS))
 
-    def wait(self) -> list[tuple[int, bytes]]:
+    def wait(self, seconds: float | None = None) -> list[tuple[int, bytes]]:
         """Types and payloads of what has happened since the last call; blocks until there is something.
 
         Raises:
+            TimeoutError: nothing has happened for that long.
             OSError: events were lost.
         """
+        self._socket.settimeout(seconds)
         return [(kind, payload) for kind, _, _, payload in _split(self._socket.recv(_RECEIVE_BYTES))]
 
 

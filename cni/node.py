@@ -12,6 +12,7 @@ import structlog
 from cni import netlink, netns
 from cni.ipam import gateway
 from cni.netlink import Flag, Message, Netlink, NetlinkError, Rtm
+from enforcer.model import tunnel
 from enforcer.model.addresses import Address, Family, Network
 
 BRIDGE = "drawbridge0"
@@ -37,11 +38,20 @@ log = structlog.get_logger()
 
 
 class Node:
-    """Sets the node up for pods. ``bridge_netfilter`` is ``disable`` or ``leave``."""
+    """Sets the node up for pods.
 
-    def __init__(self, *, bridge_netfilter: str = "disable") -> None:
+    ``bridge_netfilter`` is ``disable`` or ``leave``. With ``tunnels``, what pods send may have to fit into a tunnel.
+
+    Attributes:
+        uplink_mtu: of the interfaces of the default routes, the least.
+        mtu: of the bridge and the pods' links.
+        bridge_index: of the bridge.
+    """
+
+    def __init__(self, *, bridge_netfilter: str = "disable", tunnels: bool = False) -> None:
         self._disable_netfilter = bridge_netfilter == "disable"
-        self.mtu = _FALLBACK_MTU
+        self._tunnels = tunnels
+        self.uplink_mtu = self.mtu = _FALLBACK_MTU
         self.bridge_index = 0
         self._networks: tuple[Network, ...] = ()
 
@@ -52,7 +62,11 @@ class Node:
             NetlinkError: the kernel refused a step.
             OSError: a setting cannot be written.
         """
-        self.mtu = _uplink_mtu()
+        uplinks = _uplinks()
+        self.uplink_mtu = min(uplinks.values(), default=_FALLBACK_MTU)
+        # Nodes that have IPv4 among them use it; where there is no default route at all, nothing speaks against it.
+        underlay = Family.V6 if set(uplinks) == {Family.V6} else Family.V4
+        self.mtu = self.uplink_mtu - (tunnel.OVERHEAD[underlay] if self._tunnels else 0)
         with Netlink() as nl:
             try:
                 nl.run(Message(f"make bridge {BRIDGE}", Rtm.NEWLINK, Flag.CREATE | Flag.EXCL, _bridge(self.mtu)))
@@ -62,22 +76,11 @@ class Node:
             self.bridge_index = socket.if_nametoindex(BRIDGE)
             mtu = netlink.link(netlink.u32(netlink.Ifla.MTU, self.mtu), index=self.bridge_index, up=True)
             nl.run(
-                *self.no_link_local(f"set up bridge {BRIDGE}", self.bridge_index),
+                *no_link_local(f"set up bridge {BRIDGE}", self.bridge_index, self.mtu),
                 Message(f"raise bridge {BRIDGE}", Rtm.NEWLINK, Flag(0), mtu),
             )
         self.set_networks(networks)
         self._apply_settings()
-
-    def no_link_local(self, step: str, index: int) -> list[Message]:
-        """What keeps the kernel from giving a link an address of its own choice; it is not taken at the link's making.
-
-        Nothing where the link has no IPv6: the kernel's is off, or the MTU is below its least (RFC 8200, section 5).
-        """
-        if self.mtu < _LEAST_IPV6_MTU or not Path("/proc/sys/net/ipv6").exists():
-            return []
-        mode = netlink.u8(netlink.IFLA_INET6_ADDR_GEN_MODE, netlink.IN6_ADDR_GEN_MODE_NONE)
-        families = netlink.nested(netlink.Ifla.AF_SPEC, netlink.nested(socket.AF_INET6, mode))
-        return [Message(step, Rtm.NEWLINK, Flag(0), netlink.link(families, index=index))]
 
     def set_networks(self, networks: Sequence[Network]) -> None:
         """Give the bridge the gateway of each pod network, and make what is not allocated in it unreachable.
@@ -136,6 +139,18 @@ class Node:
             log.info("node settings changed", **changed)
 
 
+def no_link_local(step: str, index: int, mtu: int) -> list[Message]:
+    """What keeps the kernel from giving a link an address of its own choice; it is not taken at the link's making.
+
+    Nothing where the link has no IPv6: the kernel's is off, or the MTU is below its least (RFC 8200, section 5).
+    """
+    if mtu < _LEAST_IPV6_MTU or not Path("/proc/sys/net/ipv6").exists():
+        return []
+    mode = netlink.u8(netlink.IFLA_INET6_ADDR_GEN_MODE, netlink.IN6_ADDR_GEN_MODE_NONE)
+    families = netlink.nested(netlink.Ifla.AF_SPEC, netlink.nested(socket.AF_INET6, mode))
+    return [Message(step, Rtm.NEWLINK, Flag(0), netlink.link(families, index=index))]
+
+
 def gateways(networks: Sequence[Network]) -> dict[Family, Address]:
     """The gateway of each family: that of its first network."""
     found: dict[Family, Address] = {}
@@ -145,7 +160,7 @@ def gateways(networks: Sequence[Network]) -> dict[Family, Address]:
 
 
 def remove_all() -> list[str]:
-    """Remove the bridge, its ports and our routes, for ``drawbridge uninstall``.
+    """Remove the bridge, its ports, the tunnels and our routes, for ``drawbridge uninstall``.
 
     Returns:
         What was removed, in words.
@@ -153,7 +168,7 @@ def remove_all() -> list[str]:
     removed = []
     with Netlink() as nl:
         for name in sorted(entry.name for entry in Path("/sys/class/net").iterdir()):
-            if name == BRIDGE or (name.startswith(PORT_PREFIX) and Path("/sys/class/net", name, "brport").exists()):
+            if name == BRIDGE or _is_port(name) or _is_tunnel(name):
                 payload = netlink.link(netlink.text(netlink.Ifla.IFNAME, name))
                 _try(nl, Message(f"remove link {name}", Rtm.DELLINK, Flag(0), payload))
                 removed.append(f"link {name}")
@@ -164,6 +179,15 @@ def remove_all() -> list[str]:
                     _try(nl, Message("remove route", Rtm.DELROUTE, Flag(0), payload))
                     removed.append("route")
     return removed
+
+
+def _is_port(name: str) -> bool:
+    return name.startswith(PORT_PREFIX) and Path("/sys/class/net", name, "brport").exists()
+
+
+def _is_tunnel(name: str) -> bool:
+    group = Path("/sys/class/net", name, "netdev_group")
+    return name in tunnel.LINKS.values() and group.read_text().strip() == str(tunnel.LINK_GROUP)
 
 
 def _try(nl: Netlink, message: Message) -> None:
@@ -189,20 +213,21 @@ def _bridge(mtu: int) -> bytes:
     )
 
 
-def _uplink_mtu() -> int:
-    """The least MTU of the interfaces of the default routes, of IPv4 and IPv6."""
+def _uplinks() -> dict[Family, int]:
+    """The least MTU of the interfaces of the default routes of each family that has any."""
     tables = Path("/proc/thread-self/net")
-    interfaces = set()
+    names: dict[Family, set[str]] = {family: set() for family in Family}
     for line in (tables / "route").read_text().splitlines()[1:]:
         interface, destination, *_ = line.split()
         if destination == "00000000":
-            interfaces.add(interface)
+            names[Family.V4].add(interface)
     ipv6 = tables / "ipv6_route"
     for line in ipv6.read_text().splitlines() if ipv6.exists() else ():
         destination, length, *_, interface = line.split()
         if (destination, length) == ("0" * 32, "00") and interface != "lo":
-            interfaces.add(interface)
-    return min(
-        (int(Path("/sys/class/net", name, "mtu").read_text()) for name in interfaces if name != "*"),
-        default=_FALLBACK_MTU,
-    )
+            names[Family.V6].add(interface)
+    return {
+        family: min(int(Path("/sys/class/net", name, "mtu").read_text()) for name in found - {"*"})
+        for family, found in names.items()
+        if found - {"*"}
+    }

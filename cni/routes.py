@@ -1,7 +1,8 @@
-"""Routes to the pod networks of other nodes, where both stand on one segment; whoever removes one, it is put back.
+"""Keeps the kernel's routes to the pods of other nodes, and the tunnels that some need, equal to the Node objects.
 
-The routes carry our protocol number and, other than those to the pods of this node, a gateway: the other node's own
-address.
+A route of ours carries our protocol number and, other than those to the pods of this node, a gateway: the other node's
+own address where it is on a segment with this one, else the network's first address, which is a neighbour on the
+tunnel. Whoever removes a route, a link or an entry of a link, it is put back. What another has made is left alone.
 """
 
 from __future__ import annotations
@@ -9,30 +10,56 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import structlog
 
-from cni import netlink
+from cni import netlink, topology, vxlan
 from cni.netlink import Flag, Message, Netlink, NetlinkError, Rtm
 from cni.node import BRIDGE, PORT_PREFIX, ROUTE_PROTOCOL
+from cni.node import Node as Setup
+from cni.topology import Routing, Surroundings
 from enforcer.model.addresses import Address, Network, family_of, format_address
 from enforcer.model.objects import Node
+from enforcer.model.tunnel import LINKS, Vxlan
 
 log = structlog.get_logger()
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_RETRY_SECONDS = 10.0
 Ways = dict[Network, tuple[Address, int]]
 """The gateway to each network, and the index of the link that it is on."""
 
 
-class NodeRoutes:
-    """Keeps the routes equal to what the Node objects say. Thread-safe."""
+@dataclass(slots=True)
+class _Routes:
+    """The kernel's routes: ours by other nodes; and of the rest what a plan must know (``topology.Surroundings``)."""
 
-    def __init__(self) -> None:
+    ours: Ways = field(default_factory=dict)
+    networks: set[Network] = field(default_factory=set)
+    addresses: set[Address] = field(default_factory=set)
+    gateways: set[Address] = field(default_factory=set)
+
+
+class NodeRoutes:
+    """The routes of one node. Thread-safe.
+
+    Args:
+        own: this node's name.
+        setup: the node's bridge and MTU; it is started before Nodes are known.
+        routing: ``auto`` takes the direct way where there is one, ``direct`` no other, ``vxlan`` the tunnel always.
+        tunnel: the parameters of the tunnel.
+    """
+
+    def __init__(self, *, own: str, setup: Setup, routing: Routing, tunnel: Vxlan) -> None:
+        self._own, self._setup, self._routing, self._tunnel = own, setup, routing, tunnel
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._nodes: dict[str, Node] | None = None
-        self._unreachable: frozenset[str] = frozenset()
+        self._links: frozenset[int] = frozenset()
+        self._networks: frozenset[Network] = frozenset()
+        self._refused: frozenset[str] = frozenset()
+        self._failures: frozenset[str] = frozenset()
 
     def start(self) -> None:
         """Watch routes and links on a thread of its own, in the calling thread's network namespace."""
@@ -44,7 +71,7 @@ class NodeRoutes:
         return self._thread is None or self._thread.is_alive()
 
     def set_nodes(self, nodes: Mapping[str, Node | None]) -> None:
-        """Take in the present state of other nodes; None: there is no such node."""
+        """Take in the present state of nodes, this one included; None: there is no such node."""
         with self._lock:
             known = self._nodes or {}
             self._nodes = {name: node for name, node in {**known, **nodes}.items() if node is not None}
@@ -53,93 +80,103 @@ class NodeRoutes:
     def _watch(self, events: netlink.Events) -> None:
         while True:
             try:
-                relevant = any(_concerns_us(kind, payload) for kind, payload in events.wait())
+                happened = events.wait(_RETRY_SECONDS if self._failures else None)
             except OSError:
-                # Events were lost: anything may have happened.
-                relevant = True
-            if relevant:
-                with self._lock:
+                # Events were lost, so anything may have happened; or it is time to try again what failed.
+                happened = None
+            with self._lock:
+                if happened is None or any(self._concerns_us(kind, payload) for kind, payload in happened):
                     self._sync()
+
+    def _concerns_us(self, kind: int, payload: bytes) -> bool:
+        """Whether an event may be about our routes and links; those of this node's own pods are not."""
+        match kind:
+            case Rtm.NEWADDR | Rtm.DELADDR:
+                return True
+            case Rtm.NEWROUTE | Rtm.DELROUTE:
+                destination = netlink.attributes_of(payload[netlink.ROUTE_HEADER.size :]).get(netlink.Rta.DST)
+                length = netlink.ROUTE_HEADER.unpack_from(payload)[1]
+                return destination is not None and Network(destination, length) in self._networks
+            case Rtm.NEWNEIGH | Rtm.DELNEIGH:
+                return netlink.NEIGHBOUR_HEADER.unpack_from(payload)[1] in self._links
+            case Rtm.NEWLINK | Rtm.DELLINK:
+                found = netlink.attributes_of(payload[netlink.LINK_HEADER.size :])
+                name = found.get(netlink.Ifla.IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+                if kind == Rtm.DELLINK:
+                    return name in LINKS.values()
+                return not name.startswith(PORT_PREFIX) and name != BRIDGE
+            case _:
+                return False
 
     def _sync(self) -> None:
         if self._nodes is None:
             # Routes of an earlier agent stand until it is known which nodes there are.
             return
+        failures: frozenset[str]
         try:
             with Netlink() as nl:
-                present, foreign = _present(nl)
-                wanted = self._wanted(nl, self._nodes, foreign)
-                for network, (gateway, index) in present.items():
-                    if network not in wanted:
-                        _delete(nl, network, gateway, index)
-                for network, way in wanted.items():
-                    if present.get(network) != way:
-                        _replace(nl, network, *way)
+                failures = self._sync_with(nl, self._nodes)
         except (NetlinkError, OSError) as error:
-            log.error("routes to other nodes cannot be set", error=str(error))
-            return
-        if wanted != present:
-            log.info("routes to other nodes", networks=len(wanted), before=len(present))
+            failures = frozenset({str(error)})
+        if failures - self._failures:
+            log.error("routes to other nodes cannot be set", errors=sorted(failures))
+        self._failures = failures
 
-    def _wanted(self, nl: Netlink, nodes: Mapping[str, Node], foreign: set[Network]) -> Ways:
-        wanted: Ways = {}
-        unreachable = set()
-        links: dict[Address, int] = {}
-        for name, node in nodes.items():
-            for network in node.pod_cidrs:
-                gateway = next((a for a in node.addresses if family_of(a) is network.family), None)
-                if gateway is not None and gateway not in links:
-                    links[gateway] = _link_to(nl, gateway)
-                if gateway is None or not links[gateway] or gateway in network or network in foreign:
-                    unreachable.add(f"{name} ({network})")
-                else:
-                    wanted[network] = (gateway, links[gateway])
-        if unreachable - self._unreachable:
-            log.error(
-                "no route to pods: the node has no address of the family or is not on a segment with this one, "
-                "or the network has another's route or holds the node itself",
-                nodes=sorted(unreachable),
-            )
-        self._unreachable = frozenset(unreachable)
-        return wanted
+    def _sync_with(self, nl: Netlink, nodes: Mapping[str, Node]) -> frozenset[str]:
+        """Make everything as it is wanted; what could not be done, in words."""
+        found = _routes(nl)
+        around = Surroundings(
+            self._links_to(nl, nodes),
+            frozenset(found.networks),
+            frozenset(found.addresses),
+            frozenset(found.gateways),
+        )
+        wanted = topology.plan(nodes, own=self._own, routing=self._routing, around=around)
+        if wanted.refused - self._refused:
+            log.error("no route to pods", nodes=sorted(wanted.refused))
+        self._refused = wanted.refused
+        # Before anything is changed: what comes of it may be heard at once.
+        self._networks = frozenset(network for node in nodes.values() for network in node.pod_cidrs)
+        indexes, failures = vxlan.hold(nl, wanted.tunnels, vxlan=self._tunnel, uplink_mtu=self._setup.uplink_mtu)
+        self._links = frozenset(indexes.values())
+        ways = dict(wanted.direct)
+        for family, index in indexes.items():
+            ways |= {network: (network.first, index) for network in wanted.tunnels[family].peers}
+        return failures | _make(nl, ways, _routes(nl).ours)
 
-
-def _concerns_us(kind: int, payload: bytes) -> bool:
-    """Whether an event may be about our routes: one is gone, or an address or a link that is no pod's has changed."""
-    if kind in {Rtm.NEWADDR, Rtm.DELADDR}:
-        return True
-    if kind == Rtm.DELROUTE:
-        return bool(netlink.ROUTE_HEADER.unpack_from(payload)[5] == ROUTE_PROTOCOL)
-    if kind != Rtm.NEWLINK:
-        return False
-    name = netlink.attributes_of(payload[netlink.LINK_HEADER.size :]).get(netlink.Ifla.IFNAME, b"").rstrip(b"\0")
-    return not name.startswith(PORT_PREFIX.encode()) and name != BRIDGE.encode()
+    def _links_to(self, nl: Netlink, nodes: Mapping[str, Node]) -> dict[Address, int]:
+        """The links that other nodes' addresses are directly on."""
+        addresses = {address for node in nodes.values() if node.name != self._own for address in node.addresses}
+        return {address: link for address in addresses if (link := _link_to(nl, address))}
 
 
-def _present(nl: Netlink) -> tuple[Ways, set[Network]]:
-    """Our routes by other nodes, and the networks that have another route: of this node's own pods, or not ours."""
-    found: Ways = {}
-    foreign = set()
+def _routes(nl: Netlink) -> _Routes:
+    routes = _Routes()
     for family in _FAMILIES:
         head = netlink.ROUTE_HEADER.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
         for payload in nl.dump(Message("list routes", Rtm.GETROUTE, Flag(0), head)):
-            header = netlink.ROUTE_HEADER.unpack_from(payload)
+            _, length, _, _, table, protocol, _, kind, _ = netlink.ROUTE_HEADER.unpack_from(payload)
             attributes = netlink.attributes_of(payload[netlink.ROUTE_HEADER.size :])
             gateway, destination = attributes.get(netlink.Rta.GATEWAY), attributes.get(netlink.Rta.DST)
-            if destination is None or header[4] != netlink.RT_TABLE_MAIN:
+            if table == netlink.RT_TABLE_LOCAL and kind == netlink.RTN_LOCAL and destination is not None:
+                routes.addresses.add(destination)
+            if table != netlink.RT_TABLE_MAIN:
                 continue
-            network = Network(destination, header[1])
-            if header[5] != ROUTE_PROTOCOL or gateway is None:
-                foreign.add(network)
-            else:
-                found[network] = (gateway, int.from_bytes(attributes.get(netlink.Rta.OIF, b""), "little"))
-    return found, foreign
+            if protocol == ROUTE_PROTOCOL and gateway is not None and destination is not None:
+                link = int.from_bytes(attributes.get(netlink.Rta.OIF, b""), "little")
+                routes.ours[Network(destination, length)] = (gateway, link)
+                continue
+            if gateway is not None:
+                routes.gateways.add(gateway)
+            if destination is not None:
+                routes.networks.add(Network(destination, length))
+    return routes
 
 
 def _link_to(nl: Netlink, address: Address) -> int:
     """The index of the link that an address is directly on; 0 if it is on none."""
-    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6  # noqa: PLR2004 - the width of an IPv4 address
-    head = netlink.ROUTE_HEADER.pack(family, len(address) * 8, 0, 0, 0, 0, 0, 0, 0)
+    bits = family_of(address).bits
+    head = netlink.ROUTE_HEADER.pack(netlink.family_number(address), bits, 0, 0, 0, 0, 0, 0, 0)
     request = Message(
         f"way to {format_address(address)}", Rtm.GETROUTE, Flag(0), head + netlink.attribute(netlink.Rta.DST, address)
     )
@@ -154,17 +191,32 @@ def _link_to(nl: Netlink, address: Address) -> int:
     return int.from_bytes(attributes.get(netlink.Rta.OIF, b""), "little")
 
 
-def _route(network: Network, gateway: Address, index: int) -> netlink.Route:
-    return netlink.Route(network.first, network.length, ROUTE_PROTOCOL, index=index, gateway=gateway)
-
-
-def _replace(nl: Netlink, network: Network, gateway: Address, index: int) -> None:
-    payload = _route(network, gateway, index).payload()
-    nl.run(Message(f"route to {network}", Rtm.NEWROUTE, Flag.CREATE | Flag.REPLACE, payload))
+def _make(nl: Netlink, wanted: Ways, present: Ways) -> frozenset[str]:
+    """Make routes from those that are there; one that is refused harms no other. What was refused, in words."""
+    failures = set()
+    for network, (gateway, index) in present.items():
+        # IPv6 takes no gateway on another link than that which the route has now (ip6_route_check_nh_onlink).
+        if network not in wanted or wanted[network][1] != index:
+            _delete(nl, network, gateway, index)
+    for network, (gateway, index) in wanted.items():
+        if present.get(network) != (gateway, index):
+            route = _route(network, gateway, index)
+            try:
+                nl.run(Message(f"route to {network}", Rtm.NEWROUTE, Flag.CREATE | Flag.REPLACE, route.payload()))
+            except NetlinkError as error:
+                failures.add(str(error))
+    if wanted != present:
+        log.info("routes to other nodes", networks=len(wanted) - len(failures), before=len(present))
+    return frozenset(failures)
 
 
 def _delete(nl: Netlink, network: Network, gateway: Address, index: int) -> None:
+    route = _route(network, gateway, index)
     try:
-        nl.run(Message(f"remove route to {network}", Rtm.DELROUTE, Flag(0), _route(network, gateway, index).payload()))
+        nl.run(Message(f"remove route to {network}", Rtm.DELROUTE, Flag(0), route.payload()))
     except NetlinkError as error:
         log.debug("route gone already", network=str(network), error=str(error))
+
+
+def _route(network: Network, gateway: Address, index: int) -> netlink.Route:
+    return netlink.Route(network.first, network.length, ROUTE_PROTOCOL, index=index, gateway=gateway)

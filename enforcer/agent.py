@@ -112,6 +112,10 @@ class Agent:
     def __init__(self, options: Options) -> None:
         self._options = options
         config = options.config
+        self._network = config.network == "bridge"
+        # Where pod networks are given by hand, it is not known which are the cluster's, nor who has them.
+        follows_nodes = self._network and not options.pod_cidrs
+        tunnels = follows_nodes and config.routing != "direct"
         options.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = Lock(options.run_dir)
         self._metrics = Metrics()
@@ -122,23 +126,22 @@ class Agent:
             base=BaseSettings(
                 pod_to_own_node=config.pod_to_own_node == "allow",
                 revoked_mark=config.revoked_connection_mark,
-                # Where pod networks are given by hand, it is not known which are the cluster's.
-                masquerade=config.masquerade == "enable" and config.network == "bridge" and not options.pod_cidrs,
+                masquerade=config.masquerade == "enable" and follows_nodes,
                 not_masqueraded=config.networks_not_masqueraded,
+                tunnel=config.tunnel if tunnels else None,
             ),
         )
         self._reconciler = Reconciler(Tables(), settings, self._metrics)
         self._source, self._source_name = self._open_source()
         self._store = Store(options.run_dir / "state.db")
-        self._network = config.network == "bridge"
-        self._node = Node(bridge_netfilter=config.bridge_netfilter)
+        self._node = Node(bridge_netfilter=config.bridge_netfilter, tunnels=tunnels)
         self._operations = Operations(
             store=self._store,
             node=self._node,
             enforcer=_Enforcer(self._reconciler),
         )
-        self._routes = NodeRoutes()
-        if self._network and not options.pod_cidrs:
+        self._routes = NodeRoutes(own=options.node, setup=self._node, routing=config.routing, tunnel=config.tunnel)
+        if follows_nodes:
             self._reconciler.follow_nodes(self._follow_nodes)
 
     def run(self) -> int:
@@ -202,7 +205,7 @@ class Agent:
         own = nodes.get(self._options.node)
         if own is not None:
             self._follow_own_node(own)
-        self._routes.set_nodes({name: node for name, node in nodes.items() if name != self._options.node})
+        self._routes.set_nodes(nodes)
 
     def _follow_own_node(self, node: NodeObject) -> None:
         try:

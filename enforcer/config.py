@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from enforcer.model.addresses import Network
+from enforcer.model.tunnel import Vxlan
 
 
 class ConfigError(Exception):
@@ -27,6 +28,32 @@ class Config(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
             "whose pods obey policy all the same, and touches no link, route or setting."
         ),
     ] = "bridge"
+    routing: Annotated[
+        Literal["auto", "direct", "vxlan"],
+        Meta(
+            description="How pods of other nodes are reached: `auto` is directly where the nodes are on one segment and "
+            "by a VXLAN tunnel where not, `direct` never by the tunnel, `vxlan` always. The pods' MTU is that of the "
+            "uplink, less what the tunnel adds unless it is `direct`. The same on every node.",
+        ),
+    ] = "auto"
+    vxlan_id: Annotated[
+        int,
+        Meta(
+            ge=1,
+            lt=1 << 24,
+            description="The tunnel's network identifier (VNI), the same on every node. Flannel's is 1, Calico's and "
+            "Docker's begin at 4096: another one may share the port.",
+        ),
+    ] = 84
+    vxlan_port: Annotated[
+        int,
+        Meta(
+            ge=1,
+            lt=1 << 16,
+            description="The tunnel's UDP port, the same on every node: that of RFC 7348, which firewalls and network "
+            "cards know. Take another one where a link of mode `external` (Cilium's) has it.",
+        ),
+    ] = 4789
     masquerade: Annotated[
         Literal["enable", "disable"],
         Meta(
@@ -87,6 +114,11 @@ class Config(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
             except ValueError as error:
                 found.append(f"`notMasqueraded`: {error}")
         return found
+
+    @property
+    def tunnel(self) -> Vxlan:
+        """``vxlan_id`` and ``vxlan_port``."""
+        return Vxlan(self.vxlan_id, self.vxlan_port)
 
     @property
     def networks_not_masqueraded(self) -> tuple[Network, ...]:

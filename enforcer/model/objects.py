@@ -48,11 +48,15 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node, the pod networks that were assigned to it (``spec.podCIDRs``), and its own addresses (InternalIP)."""
+    """A node, the pod networks that were assigned to it (``spec.podCIDRs``), and its own addresses (InternalIP).
+
+    ``created`` is ``metadata.creationTimestamp`` (RFC 3339, UTC), which sorts by age; empty where there is none.
+    """
 
     name: str
     pod_cidrs: tuple[Network, ...] = ()
     addresses: tuple[Address, ...] = ()
+    created: str = ""
 
     @property
     def key(self) -> str:

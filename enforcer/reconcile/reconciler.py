@@ -122,7 +122,10 @@ class Reconciler:
     # Doors: any thread
 
     def follow_nodes(self, hear: Callable[[Mapping[str, Node | None]], None]) -> None:
-        """Have ``hear`` called on the loop's thread with the new state of Node objects by name; before ``start``."""
+        """Have ``hear`` called on the loop's thread with the new state of Node objects by name; before ``start``.
+
+        Its first call has all that the source holds.
+        """
         self._hear_nodes = hear
 
     def start(self) -> None:
@@ -292,9 +295,8 @@ class Reconciler:
             return
         for name, node in changed.items():
             _put(self._nodes, name, node)
-        networks = [network for node in self._nodes.values() for network in node.pod_cidrs]
-        self._translator.pod_networks_changed(networks)
-        if self._hear_nodes is not None:
+        self._translator.nodes_changed(self._nodes.values())
+        if self._hear_nodes is not None and self._synced:
             self._hear_nodes(changed)
 
     def _take_object(self, kind: type[Object], key: str, value: Object | None) -> None:
@@ -311,6 +313,8 @@ class Reconciler:
             self._index.set_namespace(key, namespace.labels if namespace else None)
 
     def _begin(self) -> None:
+        if self._hear_nodes is not None and self._nodes and not self._synced:
+            self._hear_nodes(self._nodes)
         self._synced = True
 
     def _attach(self, attachment: Attachment, known: Future[None]) -> None:

@@ -220,7 +220,9 @@ def _node(body: object) -> Node | Rejection:
                 errors.append(
                     f"status.addresses[{index}].address: {syntax.shown(entry.address or '')} is no IP address"
                 )
-    return Node(name, tuple(cidrs), tuple(addresses)) if not errors else Rejection("Node", "", name, "; ".join(errors))
+    if errors:
+        return Rejection("Node", "", name, "; ".join(errors))
+    return Node(name, tuple(cidrs), tuple(addresses), meta.creation_timestamp or "")
 
 
 def _refused(body: object, *, kind: str, errors: list[str]) -> Rejection:

@@ -120,6 +120,7 @@ class NodeMeta(Struct, gc=False):
     """``metadata`` of a Node: its labels are not used."""
 
     name: str | None = None
+    creation_timestamp: str | None = field(default=None, name="creationTimestamp")
 
 
 class Node(Struct, gc=False):

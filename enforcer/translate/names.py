@@ -114,6 +114,11 @@ def network_set(family: Family) -> Set:
     return Set(Table.POLICY, f"pod-networks-{family.label}", (ADDRESS[family],), comment, interval=True)
 
 
+def node_set(family: Family) -> Set:
+    """The nodes' own addresses: who may send into the tunnel."""
+    return Set(Table.POLICY, f"nodes-{family.label}", (ADDRESS[family],), "nodes of the cluster")
+
+
 def self_set(family: Family) -> Set:
     """Each address of this node's pods with itself: a pod is never cut off from itself."""
     return Set(Table.POLICY, f"self-{family.label}", (ADDRESS[family], ADDRESS[family]), "a pod and itself")

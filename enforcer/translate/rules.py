@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from enforcer.model.addresses import Family, Network, format_interval, subtract
 from enforcer.model.objects import Direction, IPBlock, NetworkPolicy, Peer, PolicyRule, Protocol
+from enforcer.model.tunnel import LINK_PREFIX, Vxlan
 from enforcer.policy.isolation import Group
 from enforcer.policy.sets import PodSelection, named_port
 from enforcer.ruleset.objects import Chain, Counter, Hook, Set, Table, rule
@@ -20,6 +21,7 @@ DENIED = {direction: f"denied/{direction.value}" for direction in Direction}
 UNKNOWN_SOURCE = "denied/unknown-source"
 REVOKED = "denied/revoked"
 FORGED = "denied/forged"
+TUNNEL = "denied/tunnel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +33,14 @@ class BaseSettings:
         revoked_mark: the bit of the conntrack mark that flows have which policy does not allow any more; 0 for none.
         masquerade: give what pods send out of the cluster an address of the node.
         not_masqueraded: networks outside the cluster that see the pods' own addresses.
+        tunnel: what the packets of the tunnel between nodes are known by; None where there is none.
     """
 
     pod_to_own_node: bool = False
     revoked_mark: int = 0x02000000
     masquerade: bool = False
     not_masqueraded: tuple[Network, ...] = ()
+    tunnel: Vxlan | None = None
 
 
 _FIELDS = {Family.V4: "ip", Family.V6: "ip6"}
@@ -173,14 +177,18 @@ def static_sets(settings: BaseSettings) -> Iterator[Set]:
         yield names.port_set(family)
         if settings.masquerade:
             yield names.network_set(family)
+        if settings.tunnel is not None:
+            yield names.node_set(family)
 
 
-def static_counters() -> Iterator[Counter]:
+def static_counters(settings: BaseSettings) -> Iterator[Counter]:
     """The counters of what is dropped."""
     for direction, name in DENIED.items():
         yield Counter(Table.POLICY, name, f"dropped by the {direction.value} isolation of a pod")
     yield Counter(Table.POLICY, REVOKED, "of established flows that policy does not allow any more")
     yield Counter(Table.POLICY, UNKNOWN_SOURCE, "from a bridge port, with an address that is no pod's")
+    if settings.tunnel is not None:
+        yield Counter(Table.POLICY, TUNNEL, "VXLAN from no node, or from a node with an address of our pods")
     yield Counter(Table.GUARD, FORGED, "sent by a pod from an address that is not its own, or to loopback")
 
 
@@ -197,23 +205,20 @@ def base_chains(settings: BaseSettings) -> Iterator[Chain]:
     first = (*((revoked,) if settings.revoked_mark else ()), established, discovery)
     first_to_node = (*((revoked_to_node,) if settings.revoked_mark else ()), established, discovery)
 
-    def of_families(line: str) -> tuple[str, ...]:
-        return tuple(line.format(ip=_FIELDS[family], v=family.label) for family in Family)
-
-    to_itself = of_families("{ip} saddr . {ip} daddr @self-{v} accept")
-    egress = of_families("{ip} saddr vmap @egress-{v}")
+    to_itself = _of_families("{ip} saddr . {ip} daddr @self-{v} accept")
+    egress = _of_families("{ip} saddr vmap @egress-{v}")
     unknown = f'iifname "{BRIDGE}" {{ip}} saddr != @local-{{v}} counter name "{UNKNOWN_SOURCE}" drop'
     yield Chain(
         Table.POLICY,
         "from-pod",
-        (*first, *of_families(unknown), *to_itself, *egress),
+        (*first, *_of_families(unknown), *to_itself, *egress),
         "what pods send through this node, by their egress policies",
         Hook("forward", "filter - 1", -1),
     )
     yield Chain(
         Table.POLICY,
         "to-pod",
-        (*first, *to_itself, *of_families("{ip} daddr vmap @ingress-{v}")),
+        (*first, *to_itself, *_of_families("{ip} daddr vmap @ingress-{v}")),
         "what reaches pods through this node, by their ingress policies",
         Hook("forward", "filter", 0),
     )
@@ -228,14 +233,45 @@ def base_chains(settings: BaseSettings) -> Iterator[Chain]:
         yield Chain(
             Table.POLICY,
             "to-outside",
-            of_families(
+            _of_families(
                 "{ip} saddr @local-{v} {ip} saddr @pod-networks-{v} "
                 "{ip} daddr != @pod-networks-{v} masquerade fully-random"
             ),
             "what pods send out of the cluster gets an address of the node",
             Hook("postrouting", "srcnat", 100, "nat"),
         )
+    if settings.tunnel is not None:
+        yield from _tunnel_chains(settings.tunnel)
     yield _guard()
+
+
+def _of_families(line: str) -> tuple[str, ...]:
+    return tuple(line.format(ip=_FIELDS[family], v=family.label) for family in Family)
+
+
+def _tunnel_chains(vxlan: Vxlan) -> Iterator[Chain]:
+    """Who may send into the tunnel: nodes, and none through them; and no address of our pods comes out of it.
+
+    Without the second, a pod would send as its node, which masquerades it. The packets are told by their VNI, too: the
+    port may be another VXLAN's as well.
+    """
+    ours = f"udp dport {vxlan.port} @th,96,24 0x{vxlan.id:x}"
+    drop = rule(counter=TUNNEL, verdict="drop")
+    inner = _of_families(f'iifname "{LINK_PREFIX}*" {{ip}} saddr @local-{{v}} {drop}')
+    yield Chain(
+        Table.POLICY,
+        "tunnel-input",
+        (*_of_families(f"{{ip}} saddr != @nodes-{{v}} {ours} {drop}"), *inner),
+        "what comes by the tunnel, and out of it to this node",
+        Hook("input", "filter - 1", -1),
+    )
+    yield Chain(
+        Table.POLICY,
+        "tunnel-forward",
+        (*_of_families(f"{{ip}} saddr != @nodes-{{v}} {{ip}} daddr @nodes-{{v}} {ours} {drop}"), *inner),
+        "what would get into the tunnel through this node, and out of it to pods",
+        Hook("forward", "filter - 2", -2),
+    )
 
 
 def _guard() -> Chain:

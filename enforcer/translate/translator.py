@@ -6,10 +6,10 @@ is resolved: the specification of the incremental path.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from enforcer.model.addresses import Address, Family, Network, family_of
-from enforcer.model.objects import Attachment, Direction, IPBlock, NetworkPolicy
+from enforcer.model.objects import Attachment, Direction, IPBlock, NetworkPolicy, Node
 from enforcer.policy.isolation import Group
 from enforcer.policy.resolve import Resolved
 from enforcer.policy.sets import Element as Member
@@ -28,23 +28,28 @@ class Translator:
         self._ruleset = ruleset
         self._settings = settings
         self._networks: dict[Family, set[bytes]] = {family: set() for family in Family}
+        self._nodes: dict[Address, Element] = {}
         # The sets of pods by what they describe, so that an element costs no wording.
         self._sets: dict[PodSet, dict[Family, Set]] = {}
         # What each policy in force has put, to take it away by; and how many policies use each ipBlock's set.
         self._policies: dict[str, NetworkPolicy] = {}
         self._block_users: dict[str, int] = {}
-        for counter in rules.static_counters():
+        for counter in rules.static_counters(settings):
             ruleset.put_counter(counter)
         for static_set in rules.static_sets(settings):
             ruleset.put_set(static_set)
         for chain in rules.base_chains(settings):
             ruleset.put_chain(chain)
-        self.pod_networks_changed(())
+        self.nodes_changed(())
 
-    def pod_networks_changed(self, networks: Iterable[Network]) -> None:
-        """Say which networks are the cluster's pods'."""
-        if not self._settings.masquerade:
-            return
+    def nodes_changed(self, nodes: Collection[Node]) -> None:
+        """Say which nodes there are: their own addresses, and the networks of their pods."""
+        if self._settings.masquerade:
+            self._put_networks(network for node in nodes for network in node.pod_cidrs)
+        if self._settings.tunnel is not None:
+            self._put_nodes(nodes)
+
+    def _put_networks(self, networks: Iterable[Network]) -> None:
         whole = (*(n for n in networks if n.length), *self._settings.not_masqueraded)
         for family, present in self._networks.items():
             of = names.network_set(family)
@@ -54,6 +59,21 @@ class Translator:
             for key in wanted - present:
                 self._ruleset.put_element(of.table, of.name, key)
             self._networks[family] = wanted
+
+    def _put_nodes(self, nodes: Iterable[Node]) -> None:
+        names_of: dict[Address, list[str]] = {}
+        for node in nodes:
+            for address in dict.fromkeys(node.addresses):
+                names_of.setdefault(address, []).append(node.name)
+        wanted = {address: Element(names.address_comment(tuple(found))) for address, found in names_of.items()}
+        for address in self._nodes.keys() - wanted.keys():
+            of = _NODES[family_of(address)]
+            self._ruleset.remove_element(of.table, of.name, address)
+        for address, element in wanted.items():
+            if self._nodes.get(address) != element:
+                of = _NODES[family_of(address)]
+                self._ruleset.put_element(of.table, of.name, address, element)
+        self._nodes = wanted
 
     # Sets of pods
 
@@ -170,6 +190,7 @@ class Translator:
 
 _DISPATCH = {(d, f): names.dispatch_map(d, f) for d in Direction for f in Family}
 _LOCAL = {family: (names.local_set(family), names.self_set(family)) for family in Family}
+_NODES = {family: names.node_set(family) for family in Family}
 _PORTS = {family: names.port_set(family) for family in Family}
 
 

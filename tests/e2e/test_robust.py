@@ -230,7 +230,7 @@ def beside(tmp_path: Path, source: Path):
     name = f"dbtest-{os.getpid()}-beside"
     put(source / "nodes.yaml", node(name, "10.244.0.0/24", "192.0.2.1") + node("n2", "10.244.1.0/24", "192.0.2.9"))
     config = tmp_path / "config.yaml"
-    config.write_text("network: bridge\n")
+    config.write_text("network: bridge\nrouting: direct\n")
     with Lab(name=name, source=("--source", source), run_dir=tmp_path / "run", executable=EXECUTABLE, pod_cidrs=(),
              config=config) as lab:  # fmt: skip
         lab.stop_agent()
