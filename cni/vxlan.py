@@ -25,13 +25,14 @@ log = structlog.get_logger()
 
 _REPLACE = Flag.CREATE | Flag.REPLACE
 _SETTINGS = {
-    # What comes in by the tunnel is judged by our rules; loose here, as the way back may be a direct route.
+    # Our rules judge what comes in by the tunnel; where only the other end sees a router, the way back is direct.
     "net/ipv4/conf/{}/rp_filter": "0",
     "net/ipv4/conf/{}/send_redirects": "0",
     "net/ipv6/conf/{}/accept_ra": "0",
     "net/ipv6/conf/{}/forwarding": "1",
 }
 _WAYS_OUT = {
+    errno.EOPNOTSUPP: "the kernel has no VXLAN: load its module vxlan, or set routing: direct",
     errno.EEXIST: "another VXLAN link has the same vxlanId and vxlanPort: choose others on every node",
     errno.EADDRINUSE: "another program or link has the UDP port: choose another vxlanPort on every node",
 }

@@ -15,6 +15,7 @@ import yaml
 
 from enforcer.demo.lab import NETNS, Lab, Pod
 from enforcer.kernel.netlink import TableWatch
+from tests.bench import network
 from tests.bench.common import median, platform, policy
 from tests.e2e.conftest import EXECUTABLE
 
@@ -201,6 +202,7 @@ def main() -> None:
     print(f"{platform()}")
     attach()
     throughput()
+    network.throughput()
     engine("10 pods, 10 policies", pods=10 + LOCAL, policies=10)
     engine("10,000 pods, 1,000 policies", pods=10_000, policies=1_000)
 

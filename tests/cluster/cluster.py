@@ -34,15 +34,16 @@ class Cluster:
         folder: that does not exist yet; not below ``/etc``, ``/opt``, ``/var`` or ``/run``.
         nodes: how many machines, named node-1 and so on.
         options: further ones of kube-apiserver.
+        routed: each machine is on a network segment of its own.
     """
 
-    def __init__(self, folder: Path, *, nodes: int = 2, options: tuple[str, ...] = ()) -> None:
+    def __init__(self, folder: Path, *, nodes: int = 2, options: tuple[str, ...] = (), routed: bool = False) -> None:
         self.folder = folder
         self._count = nodes
         self._options = options
         self._open = contextlib.ExitStack()
         self._machines: dict[str, Machine] = {}
-        self._fabric = Fabric(folder)
+        self._fabric = Fabric(folder, routed=routed)
         self._control_plane: ControlPlane | None = None
 
     def __enter__(self) -> Self:

@@ -21,11 +21,16 @@ def addresses(number: int) -> tuple[str, str]:
 
 
 class Fabric:
-    """The namespace with its bridge, a context manager. It lives as long as a process in it, and has no name."""
+    """The namespace with its bridge, a context manager. It lives as long as a process in it, and has no name.
 
-    def __init__(self, folder: Path) -> None:
-        """``folder`` is for a log."""
+    Args:
+        folder: for a log.
+        routed: each machine is on a segment of its own, and the namespace is the router between them.
+    """
+
+    def __init__(self, folder: Path, *, routed: bool = False) -> None:
         self._folder = folder
+        self.routed = routed
         self._holder: Process | None = None
 
     def __enter__(self) -> Self:
@@ -47,6 +52,10 @@ class Fabric:
                 ),
                 f"link set {_BRIDGE} up",
             )
+            if self.routed:
+                forwarding = ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+                run(*self.enter, "sysctl", "-qw", *forwarding, "net.ipv4.conf.all.send_redirects=0",
+                    f"net.ipv4.conf.{_BRIDGE}.send_redirects=0")  # fmt: skip
         except BaseException:
             holder.stop()
             raise
@@ -84,6 +93,9 @@ class Fabric:
         """
         peer = f"peer name eth0 address 02:00:00:00:00:{number:02x} netns {pid}"
         self.ip(f"link add {name} type veth {peer}", f"link set {name} master {_BRIDGE} up")
+        if self.routed:
+            # Machines do not hear each other, only the router.
+            self.ip(f"link set {name} type bridge_slave isolated on")
 
     def unlink(self, name: str) -> None:
         """Remove a link, if there is one."""

@@ -142,7 +142,7 @@ class Machine:
         )
         control_plane.kubeconfig_with(self.name, kubelet).rename(self.folder / "kubelet.kubeconfig")
         proxy = control_plane.kubeconfig_of("kube-proxy", user="system:kube-proxy")
-        self._write("network", "".join(f"{line}\n" for line in _network(self.addresses)))
+        self._write("network", "".join(f"{line}\n" for line in _network(self.addresses, routed=self._fabric.routed)))
         self._write("containerd.toml", _CONTAINERD)
         self._write(
             "kube-proxy.json",
@@ -191,15 +191,16 @@ restrict_oom_score_adj = true
 """
 
 
-def _network(own: tuple[str, str]) -> Iterator[str]:
-    """Commands of ``ip -batch``, that connect a machine which has these addresses."""
+def _network(own: tuple[str, str], *, routed: bool) -> Iterator[str]:
+    """Commands of ``ip -batch``, that connect a machine which has these addresses; ``routed`` as the fabric is."""
     (address, address6), (gateway, gateway6) = own, addresses(1)
+    length, length6 = (32, 128) if routed else (24, 64)
     yield "link set lo up"
-    yield f"address add {address}/24 dev eth0"
-    yield f"address add {address6}/64 dev eth0 nodad"
+    yield f"address add {address}/{length} dev eth0"
+    yield f"address add {address6}/{length6} dev eth0 nodad"
     yield "link set eth0 up"
-    yield f"route add default via {gateway}"
-    yield f"route add default via {gateway6}"
+    yield f"route add default via {gateway} dev eth0 onlink"
+    yield f"route add default via {gateway6} dev eth0 onlink"
 
 
 def _cgroups(name: str) -> list[Path]:

@@ -20,9 +20,10 @@ ROOT = Path(__file__).parents[2]
 CONFLIST = {"cniVersion": "1.0.0", "name": "drawbridge", "plugins": [{"type": "drawbridge"}]}
 
 
-def start_agent(cluster: Cluster, node: str, kubeconfig: Path) -> None:
+def start_agent(cluster: Cluster, node: str, kubeconfig: Path, *options: str) -> None:
     """Start the agent as a daemon of the machine; it ends with the machine."""
-    command = f"cd {ROOT}; {sys.executable} -m enforcer agent --kubeconfig {kubeconfig} --node-name {node}"
+    words = (sys.executable, "-m", "enforcer", "agent", "--kubeconfig", kubeconfig, "--node-name", node, *options)
+    command = f"cd {ROOT}; {' '.join(map(str, words))}"
     cluster.run_on(node, "sh", "-c", f"setsid sh -c '{command}' </dev/null >/var/log/drawbridge.log 2>&1 &")
     wait_until(lambda: status(cluster, node)["synced"], f"the agent of {node} is in sync", seconds=30)
 
@@ -35,10 +36,10 @@ def status(cluster: Cluster, node: str) -> dict:
     return json.loads(drawbridge(cluster, node, "status", "-o", "json"))
 
 
-def install(cluster: Cluster, node: str, kubeconfig: Path) -> None:
+def install(cluster: Cluster, node: str, kubeconfig: Path, *options: str) -> None:
     """What the DaemonSet's containers do: the executable, the agent and, when that is ready, the configuration."""
     cluster.run_on(node, "cp", EXECUTABLE, "/opt/cni/bin/drawbridge")
-    start_agent(cluster, node, kubeconfig)
+    start_agent(cluster, node, kubeconfig, *options)
     cluster.run_on(node, "tee", "/etc/cni/net.d/10-drawbridge.conflist", stdin=json.dumps(CONFLIST))
 
 

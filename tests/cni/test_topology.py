@@ -80,6 +80,7 @@ def test_of_two_nodes_with_one_hardware_address_the_older_is_reached(monkeypatch
     [
         ("10.1.0.128/25", "192.0.2.9", "overlaps one of a"),
         ("10.2.0.0/16", "192.0.2.9", "overlaps one of b"),
+        ("10.0.0.0/8", "192.0.2.9", "overlaps one of"),
         ("10.2.0.9/32", "192.0.2.9", "overlaps one of b"),
         ("0.0.0.0/0", "192.0.2.9", "no network of hosts"),
         ("::/0", "192.0.2.9", "no network of hosts"),

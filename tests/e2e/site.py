@@ -57,7 +57,7 @@ class NodeLab(Lab):
     wire: Callable[[str], None]
 
     def start_agent(self) -> None:
-        if "up0" not in ip(self.name, "link show"):
+        if "eth0" not in ip(self.name, "link show"):
             self.wire(self.name)
         super().start_agent()
 
@@ -124,7 +124,7 @@ class Site:
     def readdress(self, short: str, place: Place) -> None:
         """Move a node to another place, with its object."""
         place.pods = self.places[short].pods
-        ip(self.name(short), "link del up0")
+        ip(self.name(short), "link del eth0")
         self.places[short] = place
         self._wire(short)
         self.publish()
@@ -153,12 +153,12 @@ class Site:
             ip(self.router, f"link add {bridge} type bridge", f"link set {bridge} up",
                f"addr add 10.8.{place.segment}.254/24 dev {bridge}",
                f"addr add fd08:{place.segment}::fe/64 dev {bridge} nodad")  # fmt: skip
-        ip(self.router, f"link add {port} type veth peer name up0 netns {name}", f"link set {port} master {bridge} up")
-        ip(name, "link set lo up", "link set up0 up")
+        ip(self.router, f"link add {port} type veth peer name eth0 netns {name}", f"link set {port} master {bridge} up")
+        ip(name, "link set lo up", "link set eth0 up")
         for family, address in zip(place.families, place.addresses, strict=True):
             gateway = {4: f"10.8.{place.segment}.254", 6: f"fd08:{place.segment}::fe"}[family]
             length = {4: "24", 6: "64 nodad"}[family]
-            ip(name, f"addr add {address}/{length} dev up0", f"route add default via {gateway}")
+            ip(name, f"addr add {address}/{length} dev eth0", f"route add default via {gateway}")
 
     def inside(self, short: str, *words: str) -> str:
         """Run a program in a node and return what it prints."""

@@ -84,7 +84,7 @@ def test_auto_goes_directly_where_the_nodes_are_on_one_segment_and_by_the_tunnel
     c, on_c = populate(site, "c", Place(1, 2))
     assert routes(site, "a") == {
         "10.244.2.0/24": f"10.244.2.0 {LINK}", "fd44:2::/64": f"fd44:2:: {LINK}",
-        "10.244.3.0/24": "10.8.1.2 up0", "fd44:3::/64": "fd08:1::2 up0",
+        "10.244.3.0/24": "10.8.1.2 eth0", "fd44:3::/64": "fd08:1::2 eth0",
     }  # fmt: skip
     assert set(routes(site, "b").values()) == {f"{gateway} {LINK}" for gateway in
                                                ("10.244.1.0", "10.244.3.0", "fd44:1::", "fd44:3::")}  # fmt: skip
@@ -99,7 +99,7 @@ def test_vxlan_takes_the_tunnel_on_one_segment_too_and_a_change_of_the_mode_move
     assert routes(site, "a") == {"10.244.2.0/24": f"10.244.2.0 {LINK}", "fd44:2::/64": f"fd44:2:: {LINK}"}
     assert reaches(a, on_a, on_b, PORT) == BOTH
     for mode, by in (
-        ("direct", ["10.8.1.2 up0", "fd08:1::2 up0"]),
+        ("direct", ["10.8.1.2 eth0", "fd08:1::2 eth0"]),
         ("vxlan", [f"10.244.2.0 {LINK}", f"fd44:2:: {LINK}"]),
     ):
         for short, lab in (("a", a), ("b", b)):
@@ -163,7 +163,7 @@ def test_a_node_that_moves_goes_and_comes_back_is_followed(site: Site) -> None:
     assert routes(site, "a") == {"10.244.9.0/24": f"10.244.9.0 {LINK}", "fd44:9::/64": f"fd44:9:: {LINK}"}
     site.readdress("b", Place(1, 7))
     site.settle()
-    site.until(lambda: routes(site, "a") == {"10.244.9.0/24": "10.8.1.7 up0", "fd44:9::/64": "fd08:1::7 up0"},
+    site.until(lambda: routes(site, "a") == {"10.244.9.0/24": "10.8.1.7 eth0", "fd44:9::/64": "fd08:1::7 eth0"},
                "the node is on the segment now")  # fmt: skip
 
 
