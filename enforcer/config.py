@@ -31,7 +31,7 @@ class Config(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     routing: Annotated[
         Literal["auto", "direct", "vxlan"],
         Meta(
-            description="How pods of other nodes are reached: `auto` is directly where the nodes are on one segment and "
+            description="How pods of other nodes are reached: `auto` is directly where nodes are on one segment and "
             "by a VXLAN tunnel where not, `direct` never by the tunnel, `vxlan` always. The pods' MTU is that of the "
             "uplink, less what the tunnel adds unless it is `direct`. The same on every node.",
         ),

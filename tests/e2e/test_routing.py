@@ -21,6 +21,8 @@ BOTH = [True, True]
 NEITHER = [False, False]
 MEGABYTES = 20_000_000
 LINK = "drawbridge-vx4"
+Standing = tuple[Site, NodeLab, Pod, Pod]
+"""Two nodes on two segments: the first node, its pod, and the pod of the other."""
 
 
 @pytest.fixture
@@ -30,8 +32,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="module")
-def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, NodeLab, Pod, Pod]]:
-    """Two nodes on two segments; what a test does to them is put right."""
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
+    """For tests that leave it as they find it."""
     with Site(tmp_path_factory.mktemp("site")) as made:
         a, on_a, _, on_b = pair(made)
         yield made, a, on_a, on_b
@@ -71,10 +73,10 @@ def state(site: Site, short: str) -> list[str]:
     ])  # fmt: skip
 
 
-def test_pods_of_nodes_on_different_segments_see_each_others_own_addresses(site: Site) -> None:
-    a, on_a, b, on_b = pair(site)
+def test_pods_of_nodes_on_different_segments_see_each_others_own_addresses(standing: Standing) -> None:
+    site, a, on_a, on_b = standing
     assert routes(site, "a") == {"10.244.2.0/24": f"10.244.2.0 {LINK}", "fd44:2::/64": f"fd44:2:: {LINK}"}
-    assert reaches(b, on_b, on_a, PORT) == BOTH
+    assert reaches(site.labs["b"], on_b, on_a, PORT) == BOTH
     for here, there in zip(on_a.addresses, on_b.addresses, strict=True):
         assert seen_from(a, on_a, on_b, there) == here
 
@@ -185,7 +187,7 @@ def test_a_node_that_moves_goes_and_comes_back_is_followed(site: Site) -> None:
         "ip link del {link}",
     ],
 )
-def test_what_someone_does_to_the_tunnel_is_put_right(standing: tuple[Site, NodeLab, Pod, Pod], damage: str) -> None:
+def test_what_someone_does_to_the_tunnel_is_put_right(standing: Standing, damage: str) -> None:
     site, a, on_a, on_b = standing
     before = state(site, "a")
     site.inside("a", "sh", "-euc", damage.format(link=LINK, mac=tunnel_mac(site.name("b")).hex(":")))
@@ -201,12 +203,12 @@ def test_a_direct_route_that_someone_removes_is_put_back(site: Site) -> None:
     site.until(lambda: routes(site, "a") == before, "the routes are back")
 
 
-def test_large_packets_fit_through_the_tunnel_and_are_not_lost(site: Site) -> None:
-    a, on_a, b, on_b = pair(site)
+def test_large_packets_fit_through_the_tunnel_and_are_not_lost(standing: Standing) -> None:
+    site, a, on_a, on_b = standing
     assert (mtu_of(on_a), mtu_of(on_b)) == (1450, 1450)
     for here, there in zip(on_a.addresses, on_b.addresses, strict=True):
         assert transferred(a, on_a, on_b, there, MEGABYTES) == MEGABYTES
-        assert transferred(b, on_b, on_a, here, MEGABYTES) == MEGABYTES
+        assert transferred(site.labs["b"], on_b, on_a, here, MEGABYTES) == MEGABYTES
         assert datagram_arrives(a, on_a, on_b, there, 1450)
         assert not datagram_arrives(a, on_a, on_b, there, 1451)
 
