@@ -71,10 +71,14 @@ class NodeRoutes:
         return self._thread is None or self._thread.is_alive()
 
     def set_nodes(self, nodes: Mapping[str, Node | None]) -> None:
-        """Take in the present state of nodes, this one included; None: there is no such node."""
+        """Take in the present state of nodes, this one included; None: there is no such node.
+
+        This node's own object counts as it was last known: its pods are there as long as the node is.
+        """
         with self._lock:
-            known = self._nodes or {}
-            self._nodes = {name: node for name, node in {**known, **nodes}.items() if node is not None}
+            known = {**(self._nodes or {}), **{name: node for name, node in nodes.items() if node is not None}}
+            gone = {name for name, node in nodes.items() if node is None} - {self._own}
+            self._nodes = {name: node for name, node in known.items() if name not in gone}
             self._sync()
 
     def _watch(self, events: netlink.Events) -> None:

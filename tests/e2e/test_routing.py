@@ -313,6 +313,15 @@ def test_another_vxlan_on_the_same_port_is_not_touched(site: Site) -> None:
     assert "192.168.77.2 dev other lladdr" in site.shown("a", "neigh")
 
 
+def test_a_node_whose_own_object_is_gone_keeps_its_tunnel(site: Site) -> None:
+    pair(site)
+    before = state(site, "a")
+    site.places.pop("a")
+    site.publish()
+    site.settle()
+    assert (state(site, "a"), routes(site, "b")) == (before, {})
+
+
 @pytest.mark.parametrize(
     ("commands", "reported"),
     [
