@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
@@ -39,6 +39,9 @@ from enforcer.ruleset.objects import Table
 from enforcer.sources.directory import DirectorySource
 from enforcer.translate import names
 from enforcer.translate.rules import BaseSettings
+
+if TYPE_CHECKING:
+    from enforcer.observe.events import EventWriter
 
 log = structlog.get_logger()
 
@@ -132,6 +135,7 @@ class Agent:
             ),
         )
         self._reconciler = Reconciler(Tables(), settings, self._metrics)
+        self._events: EventWriter | None = None
         self._source, self._source_name = self._open_source()
         self._store = Store(options.run_dir / "state.db")
         self._node = Node(bridge_netfilter=config.bridge_netfilter, tunnels=tunnels)
@@ -162,6 +166,8 @@ class Agent:
         if self._network:
             self._reconciler.restore(self._operations.start(self._options.pod_cidrs))
         self._source.start()
+        if self._events is not None:
+            self._events.start()
         cni = CniServer(self._options.run_dir / "cni.sock", self._operations) if self._network else None
         control = ControlServer(self._options.run_dir, self._doors())
         if cni is not None:
@@ -185,6 +191,8 @@ class Agent:
         if health is not None:
             health.stop()
         self._source.stop()
+        if self._events is not None:
+            self._events.stop()
         self._reconciler.stop()
         self._store.close()
         log.info("agent stopped; rules and links stay")
@@ -196,9 +204,12 @@ class Agent:
         if self._options.source is not None:
             return DirectorySource(self._options.source, changes=changes, synced=synced), str(self._options.source)
         # Here, because the Kubernetes client takes 17 MB, which a directory of manifests does without.
-        from enforcer.sources import api  # noqa: PLC0415
+        from enforcer.observe.events import EventWriter  # noqa: PLC0415
+        from enforcer.sources import api, transport  # noqa: PLC0415
 
-        client = api.client(self._options.kubeconfig)
+        client = transport.client(self._options.kubeconfig)
+        self._events = EventWriter(client)
+        self._reconciler.follow_rejections(self._events.rejected)
         return api.ApiSource(client, changes=changes, synced=synced), str(client.configuration.host)
 
     def _follow_nodes(self, nodes: Mapping[str, NodeObject | None]) -> None:

@@ -21,9 +21,13 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """An object that is not enforced as written, and why. ``reason`` names the field, or the file and line."""
+    """An object that is not enforced as written, and why.
+
+    ``reason`` names the field, or the file and line; ``uid`` is the object's in the API, "" where it has none.
+    """
 
     kind: str
     namespace: str
     name: str
     reason: str
+    uid: str = ""

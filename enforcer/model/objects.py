@@ -143,7 +143,7 @@ class NetworkPolicy:
     ``rules`` has a key for each policy type that is in force (``policyTypes``, or its default): the selected pods are
     isolated in that direction, and an empty tuple allows nothing.
     ``rejected`` is the reason why the object cannot be rendered: the pods that it selects are then closed in the
-    directions of ``rules``, whatever other policies allow.
+    directions of ``rules``, whatever other policies allow. ``uid`` is the object's in the API, "" where it has none.
     """
 
     namespace: str
@@ -151,6 +151,7 @@ class NetworkPolicy:
     pod_selector: LabelSelector = EVERYTHING
     rules: Mapping[Direction, tuple[PolicyRule, ...]] = field(default_factory=dict)
     rejected: str | None = None
+    uid: str = ""
 
     @property
     def key(self) -> str:

@@ -107,7 +107,9 @@ class Reconciler:
         self._hear_nodes: Callable[[Mapping[str, Node | None]], None] | None = None
         self._nodes: dict[str, Node] = {}
         self._policies: dict[str, NetworkPolicy] = {}
-        self._refused: dict[str, Rejection] = {}
+        self._hear_rejections: Callable[[Sequence[Rejection]], None] | None = None
+        self._rejected: dict[str, Rejection] = {}
+        self._rejected_before: dict[str, Rejection] = {}
         self._changed_policies: set[str] = set()
         self._synced = False
         self._whole = True
@@ -127,6 +129,10 @@ class Reconciler:
         Its first call has all that the source holds.
         """
         self._hear_nodes = hear
+
+    def follow_rejections(self, hear: Callable[[Sequence[Rejection]], None]) -> None:
+        """Have ``hear`` called on the loop's thread with all policies rejected, when others are; before ``start``."""
+        self._hear_rejections = hear
 
     def start(self) -> None:
         """Start the loop."""
@@ -246,11 +252,6 @@ class Reconciler:
 
     def state(self) -> State:
         """The state of the loop."""
-        rejected = [
-            Rejection("NetworkPolicy", policy.namespace, policy.name, policy.rejected)
-            for policy in self._policies.values()
-            if policy.rejected is not None
-        ]
         return State(
             synced=self._synced and not self._whole,
             failure=self._failure,
@@ -258,7 +259,7 @@ class Reconciler:
             cluster_pods=self._endpoints.pods,
             policies=len(self._policies),
             attachments=len(self._endpoints.attachments),
-            rejections=(*rejected, *self._refused.values()),
+            rejections=tuple(self._rejected.values()),
         )
 
     # The loop
@@ -304,13 +305,19 @@ class Reconciler:
             self._endpoints.set_pod(key, _as(Pod, value))
         elif kind is NetworkPolicy:
             policy = _as(NetworkPolicy, value)
-            self._refused.pop(key, None)
             self._changed_policies.add(key)
-            self._index.set_policy(key, policy)
+            self._put_policy(key, policy)
             _put(self._policies, key, policy)
         else:
             namespace = _as(Namespace, value)
             self._index.set_namespace(key, namespace.labels if namespace else None)
+
+    def _put_policy(self, key: str, policy: NetworkPolicy | None) -> None:
+        self._index.set_policy(key, policy)
+        if policy is None or policy.rejected is None:
+            self._rejected.pop(key, None)
+        else:
+            self._rejected[key] = Rejection("NetworkPolicy", policy.namespace, policy.name, policy.rejected, policy.uid)
 
     def _begin(self) -> None:
         if self._hear_nodes is not None and self._nodes and not self._synced:
@@ -377,6 +384,9 @@ class Reconciler:
         if self._failure is not None:
             return
         self._changed_policies.clear()
+        if self._hear_rejections is not None and self._rejected != self._rejected_before:
+            self._rejected_before = dict(self._rejected)
+            self._hear_rejections(tuple(self._rejected.values()))
         for done in self._after_commit:
             done()
         self._after_commit.clear()
@@ -424,15 +434,13 @@ class Reconciler:
         blamed = self._changed_policies & self._policies.keys()
         for key in blamed:
             policy = dataclasses.replace(self._policies[key], rejected=f"the kernel refused it: {error}")
-            self._index.set_policy(key, policy)
-            self._refused[key] = Rejection("NetworkPolicy", policy.namespace, policy.name, policy.rejected or "")
+            self._put_policy(key, policy)
         try:
             self._transact()
         except NftError as last:
             # It was not they.
             for key in blamed:
-                self._index.set_policy(key, self._policies[key])
-                del self._refused[key]
+                self._put_policy(key, self._policies[key])
             self._observer.failed()
             self._failure = str(last)
             self._retry_seconds = min(self._retry_seconds * 2, _LAST_RETRY_SECONDS)

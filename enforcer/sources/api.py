@@ -5,7 +5,7 @@ a disconnect. Where the server has forgotten that version (410), the kind is lis
 handed on as gone, so no change falls between, and what it has the same costs nothing. Errors leave the last state as it
 is: they are logged, and tried again with growing, jittered pauses.
 
-``kubernetes`` gives configuration, credentials and transport; bodies are decoded by ``decode``.
+Requests are ``transport``'s; bodies are decoded by ``decode``.
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any
+from urllib.parse import urlencode
 
 import msgspec
 import structlog
 import urllib3
-from kubernetes import config as kubernetes_config
-from kubernetes.client import ApiClient, Configuration
+from kubernetes.client import ApiClient
 
 from enforcer.model.changes import Change, Rejection
 from enforcer.model.objects import Namespace, NetworkPolicy, Node, Object, Pod
-from enforcer.sources import SourceError
 from enforcer.sources.decode import decode
+from enforcer.sources.transport import StatusError, request
 
 log = structlog.get_logger()
 
@@ -37,7 +35,7 @@ _PAGE = 500
 _WATCH_SECONDS = (240, 480)
 # A watch that is silent for so long, without even a bookmark, is taken for dead.
 _SILENCE_SECONDS = 90.0
-_CONNECT_SECONDS, _LIST_SECONDS = 5.0, 60.0
+_LIST_SECONDS = 60.0
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.25, 30.0
 _SHORT_WATCH_SECONDS = 1.0
 _GONE = 410
@@ -100,41 +98,11 @@ class _Event(msgspec.Struct, frozen=True):
     object: msgspec.Raw
 
 
-class _StatusError(Exception):
-    """The server answered with an error: its code and, for people, its words."""
-
-    def __init__(self, code: int, text: str, retry_after: float = 0.0) -> None:
-        super().__init__(f"{code}: {text}")
-        self.code = code
-        self.retry_after = retry_after
-
-
 _meta_list = msgspec.json.Decoder(_MetaList)
 _item = msgspec.json.Decoder(_Item)
 _list = msgspec.json.Decoder(_List)
 _event = msgspec.json.Decoder(_Event)
 _event_object = msgspec.json.Decoder(_EventObject)
-
-
-def client(kubeconfig: Path | None) -> ApiClient:
-    """A client of the API: of a kubeconfig, or (None) of the cluster that this process is a pod of.
-
-    Raises:
-        SourceError: there is no such configuration.
-    """
-    configuration = Configuration()
-    try:
-        if kubeconfig is None:
-            kubernetes_config.load_incluster_config(client_configuration=configuration)
-        else:
-            kubernetes_config.load_kube_config(str(kubeconfig), client_configuration=configuration)
-    except Exception as error:
-        # A file that is no kubeconfig makes the library raise what it may.
-        where = "this pod's service account" if kubeconfig is None else str(kubeconfig)
-        raise SourceError(f"no Kubernetes API by {where}: {error}; give --kubeconfig or --source") from error
-    # A watch for each kind, and a request beside them.
-    configuration.connection_pool_maxsize = len(RESOURCES) + 1
-    return ApiClient(configuration)
 
 
 @dataclass(slots=True)
@@ -149,7 +117,7 @@ class ApiSource:
     """Hands on what the API holds, and then each difference.
 
     Args:
-        api: see ``client``.
+        api: see ``transport.client``.
         changes: takes differences, on the threads of the watches. Must not raise.
         synced: called once, when a first list of every kind has been handed on.
     """
@@ -204,8 +172,8 @@ class ApiSource:
     def _metadata(self, resource: Resource) -> tuple[dict[str, int], int]:
         """The version of each object of the server by key, and that of the whole."""
         query = {"fieldSelector": resource.fields} if resource.fields else {}
-        accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-        with self._get(resource.path, query, read_seconds=_LIST_SECONDS, accept=accept) as response:
+        accept = {"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
+        with self._get(resource.path, query, read_seconds=_LIST_SECONDS, headers=accept) as response:
             page = _meta_list.decode(response.data)
         found = {item.metadata.key: _number(item.metadata.resource_version) for item in page.items or ()}
         return found, _number(page.metadata.resource_version)
@@ -250,7 +218,7 @@ class ApiSource:
             except Exception as error:  # noqa: BLE001 - no error of transport, credentials or bodies ends a watch
                 if self._stopped.is_set():
                     return
-                if isinstance(error, _StatusError) and error.code == _GONE:
+                if isinstance(error, StatusError) and error.code == _GONE:
                     version = ""
                     log.info("the watch is too old; listing anew", resource=resource.path)
                     self._stopped.wait(_FIRST_PAUSE_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
@@ -279,7 +247,7 @@ class ApiSource:
 
     def _failed(self, resource: Resource, error: Exception, wait: float) -> None:
         hint = ""
-        if isinstance(error, _StatusError) and error.code in {401, 403}:
+        if isinstance(error, StatusError) and error.code in {401, 403}:
             hint = f"grant this user list and watch of {resource.path}"
         with self._lock:
             self._health[resource.kind].trouble = str(error)
@@ -328,7 +296,7 @@ class ApiSource:
                 event = _event.decode(line)
                 about = _event_object.decode(event.object)
                 if event.type == "ERROR":
-                    raise _StatusError(about.code, about.message)
+                    raise StatusError(about.code, about.message)
                 if event.type == "DELETED":
                     self._changes([Change(resource.kind, about.metadata.key, None)])
                 elif event.type != "BOOKMARK":
@@ -364,34 +332,9 @@ class ApiSource:
         return changes
 
     def _get(
-        self, path: str, query: Mapping[str, str], *, read_seconds: float, accept: str = "application/json"
+        self, path: str, query: Mapping[str, str], *, read_seconds: float, headers: Mapping[str, str] | None = None
     ) -> urllib3.BaseHTTPResponse:
-        """Begin a request; the response is to be closed.
-
-        Raises:
-            _StatusError: the server refused.
-            urllib3.exceptions.HTTPError: it could not be reached.
-        """
-        # Credentials are asked for at each request: a service account's token is another every hour.
-        method, url, headers, *_ = self._api.param_serialize(
-            "GET",
-            path,
-            query_params=list(query.items()),
-            header_params={"Accept": accept},
-            auth_settings=["BearerToken"],
-        )
-        timeout = urllib3.Timeout(connect=_CONNECT_SECONDS, read=read_seconds)
-        response: urllib3.BaseHTTPResponse = self._api.rest_client.pool_manager.request(
-            method, url, headers=headers, timeout=timeout, retries=False, preload_content=False
-        )
-        if response.status == 200:  # noqa: PLR2004 - OK
-            return response
-        with response:
-            try:
-                message = _event_object.decode(response.data).message
-            except msgspec.MsgspecError:
-                message = response.reason or "no reason given"
-            raise _StatusError(response.status, message, _seconds(response.headers.get("Retry-After")))
+        return request(self._api, "GET", f"{path}?{urlencode(query)}", headers=headers, read_seconds=read_seconds)
 
 
 def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
@@ -404,8 +347,3 @@ def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
 def _number(version: str) -> int:
     """A resource version to compare with others (Kubernetes 1.35 and later say that this may be done)."""
     return int(version) if version.isdecimal() else 0
-
-
-def _seconds(text: Any) -> float:
-    """A Retry-After in seconds; 0 for none, or for a date."""
-    return min(float(text), _LAST_PAUSE_SECONDS) if isinstance(text, str) and text.isdecimal() else 0.0

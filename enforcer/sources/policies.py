@@ -72,6 +72,7 @@ def policy(body: object, *, refusal: str | None = None) -> NetworkPolicy | Rejec
     return _value(
         namespace=meta.namespace or DEFAULT_NAMESPACE,
         name=name,
+        uid=meta.uid or "",
         selector=selector,
         rules={direction: by_type[direction] for direction in directions},
         errors=errors,
@@ -90,18 +91,19 @@ def _value(
     selector: LabelSelector,
     rules: Mapping[Direction, tuple[PolicyRule, ...]],
     errors: list[str],
+    uid: str = "",
 ) -> NetworkPolicy | Rejection:
     if not syntax.is_dns_label(namespace):
         errors.append(f"metadata.namespace: {syntax.shown(namespace)} is no DNS label")
         return Rejection("NetworkPolicy", namespace, name, "; ".join(errors))
     if not errors:
-        return NetworkPolicy(namespace, name, selector, rules)
+        return NetworkPolicy(namespace, name, selector, rules, uid=uid)
     if not syntax.is_dns_subdomain(name):
         # It must close its pods all the same, beside others of the same name or none, and the name that it has cannot
         # stand in a ruleset.
         closes = f"{name}\0{selector}\0{sorted(direction.value for direction in rules)}"
         name = f"invalid-{hashlib.sha256(closes.encode(errors='surrogatepass')).hexdigest()[:8]}"
-    return NetworkPolicy(namespace, name, selector, dict.fromkeys(rules, ()), "; ".join(errors))
+    return NetworkPolicy(namespace, name, selector, dict.fromkeys(rules, ()), "; ".join(errors), uid)
 
 
 def _of_wrong_type(body: object, *, errors: list[str]) -> NetworkPolicy | Rejection:
@@ -122,6 +124,7 @@ def _of_wrong_type(body: object, *, errors: list[str]) -> NetworkPolicy | Reject
     return _value(
         namespace=namespace or DEFAULT_NAMESPACE,
         name=name or "",
+        uid=_part(meta, "uid", str) or "",
         selector=selector,
         rules=dict.fromkeys(directions, ()),
         errors=errors,

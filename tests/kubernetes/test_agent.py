@@ -13,23 +13,50 @@ import pytest
 from enforcer.demo.lab import Lab
 from tests.e2e.conftest import EXECUTABLE
 from tests.kubernetes.controlplane import ControlPlane
+from tests.kubernetes.processes import wait_until
 from tests.kubernetes.test_api_source import apply, pod, policy
 
 pytestmark = pytest.mark.netns
 PORT = 5432
+USER = "drawbridge"
+# What may be stored since before the API server was strict (KEP-4858), and is read by each component as it likes.
+LENIENT = "--feature-gates=StrictIPCIDRValidation=false"
+
+
+def role(name: str, group: str, resources: list[str], verbs: list[str]) -> list[dict]:
+    """A ClusterRole of one rule, bound to the user that the agent is."""
+    rbac = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": name}}
+    rule = {"apiGroups": [group], "resources": resources, "verbs": verbs}
+    bound = {"roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+             "subjects": [{"kind": "User", "name": USER, "apiGroup": "rbac.authorization.k8s.io"}]}  # fmt: skip
+    return [{**rbac, "kind": "ClusterRole", "rules": [rule]}, {**rbac, "kind": "ClusterRoleBinding", **bound}]
+
+
+ROLE = [
+    *role("objects", "", ["namespaces", "nodes", "pods"], ["list", "watch"]),
+    *role("policies", "networking.k8s.io", ["networkpolicies"], ["list", "watch"]),
+]
+EVENTS = role("events", "", ["events"], ["create", "patch"])
 
 
 class ApiLab(Lab):
     """A node whose API server stands on its own loopback."""
 
-    plane: ControlPlane | None = None
+    _plane: ControlPlane | None = None
+
+    @property
+    def plane(self) -> ControlPlane:
+        assert self._plane is not None
+        return self._plane
 
     def start_agent(self) -> None:
-        if self.plane is None:
+        if self._plane is None:
             enter = ("nsenter", f"--net=/run/netns/{self.name}")
             subprocess.run([*enter, "ip", "link", "set", "lo", "up"], check=True)
-            self.plane = self._open.enter_context(ControlPlane(self.run_dir.parent / "plane", enter=enter))
-            self._options += ["--kubeconfig", str(self.plane.kubeconfig)]
+            folder = self.run_dir.parent / "plane"
+            self._plane = self._open.enter_context(ControlPlane(folder, enter=enter, options=(LENIENT,)))
+            apply(self._plane, *ROLE)
+            self._options += ["--kubeconfig", str(self._plane.kubeconfig_of("agent", user=USER))]
         super().start_agent()
 
 
@@ -51,7 +78,6 @@ def reached(lab: Lab, expected: bool) -> None:
 
 def test_policies_of_the_api_hold_also_while_the_server_is_away_and_the_agent_restarts(lab: ApiLab) -> None:
     plane = lab.plane
-    assert plane is not None
     apply(plane, pod("web", "default", nodeName=lab.name), pod("db", "default", nodeName=lab.name))
     lab.add_pod("default/web")
     lab.listen(lab.add_pod("default/db"), PORT)
@@ -80,3 +106,34 @@ def test_policies_of_the_api_hold_also_while_the_server_is_away_and_the_agent_re
         assert lab.status(10)["synced"]
         assert lab.connects(lab.pods["default/web"], lab.pods["default/db"].addresses[0], PORT, seconds=0.3) is expected
     assert lab.status()["pods"]["local"] == 2
+
+
+def refused() -> dict:
+    """A policy of which 1.37 says "must not have leading 0s": it could be read as octal."""
+    rule = {"from": [{"ipBlock": {"cidr": "10.010.0.0/16"}}]}
+    return policy("octal", "default") | {"spec": {"podSelector": {"matchLabels": {"app": "db"}}, "ingress": [rule]}}
+
+
+def test_a_refused_policy_closes_its_pods_and_an_event_says_so_where_events_may_be_written(lab: ApiLab) -> None:
+    plane = lab.plane
+    apply(plane, pod("web", "default", nodeName=lab.name), pod("db", "default", nodeName=lab.name))
+    lab.add_pod("default/web")
+    lab.listen(lab.add_pod("default/db"), PORT)
+    reached(lab, True)
+    apply(plane, refused())
+    reached(lab, False)
+    log = lab.run_dir / "agent.log"
+    wait_until(lambda: "create and patch of events" in log.read_text(), "the hint is logged", seconds=30)
+    assert "octal" not in plane.kubectl("get", "events")
+    assert lab.status(10)["synced"]
+    (row,) = lab.ask("policies")["policies"]
+    assert "spec.ingress[0].from[0].ipBlock.cidr" in row["rejected"]
+    apply(plane, *EVENTS)
+    lab.stop_agent()
+    lab.start_agent()
+    wait_until(lambda: "octal" in plane.kubectl("get", "events"), "the Event is there", seconds=30)
+    shown = plane.kubectl("events", "--for=networkpolicy/octal")
+    assert "Warning" in shown and "PolicyRejected" in shown
+    assert "spec.ingress[0].from[0].ipBlock.cidr: '10.010.0.0/16' is no CIDR" in shown
+    assert "closed" in shown
+    reached(lab, False)

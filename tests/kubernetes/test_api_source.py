@@ -17,7 +17,8 @@ from kubernetes.client import ApiClient, Configuration
 from enforcer.model.changes import Change
 from enforcer.model.objects import Namespace, NetworkPolicy, Node, Pod
 from enforcer.sources import SourceError
-from enforcer.sources.api import ApiSource, client
+from enforcer.sources.api import ApiSource
+from enforcer.sources.transport import client
 from tests.kubernetes.controlplane import ControlPlane
 
 SECONDS = 30.0
