@@ -36,6 +36,7 @@ from enforcer.observe.metrics import KernelCollector, Metrics
 from enforcer.policy.endpoints import Standing
 from enforcer.reconcile.reconciler import NotReadyError, Reconciler, Settings
 from enforcer.ruleset.objects import Table
+from enforcer.sources import Heard
 from enforcer.sources.directory import DirectorySource
 from enforcer.translate import names
 from enforcer.translate.rules import BaseSettings
@@ -84,6 +85,9 @@ class Source(Protocol):
 
     def rejections(self) -> tuple[Rejection, ...]:
         """What cannot be used, and why."""
+
+    def heard(self) -> tuple[Heard, ...]:
+        """How old what has been handed on is, by kind, where that is not simply now."""
 
 
 class _Enforcer:
@@ -253,7 +257,9 @@ class Agent:
         tables = self._reconciler.tables
         self._metrics.registry.register(
             KernelCollector(
-                lambda: self._reconciler.call(self._reconciler.state), lambda: self._reconciler.call(tables.counters)
+                lambda: self._reconciler.call(self._reconciler.state),
+                lambda: self._reconciler.call(tables.counters),
+                self._source.heard,
             )
         )
         server = HealthServer(
@@ -261,6 +267,7 @@ class Agent:
             self._metrics.registry,
             live=lambda: None if self._reconciler.alive() else "the loop has ended",
             ready=self._operations.unready if self._network else _Enforcer(self._reconciler).ready,
+            remarks=lambda: map(str, self._source.heard()),
         )
         server.start()
         return server
@@ -293,6 +300,7 @@ class Agent:
             "attachments": state.attachments,
             "policies": state.policies,
             "rejected": [dataclasses.asdict(r) for r in (*self._source.rejections(), *extra)],
+            "heard": [dataclasses.asdict(heard) for heard in self._source.heard()],
             "failure": state.failure,
             "table": str(Table.POLICY),
         }

@@ -15,6 +15,7 @@ from enforcer.cli import common
 from enforcer.explain import Evidence, Flow, Question, QuestionError
 from enforcer.explain import explain as explain_flow
 from enforcer.ruleset.evaluate import RulesetView
+from enforcer.sources import Heard
 
 
 @click.command()
@@ -37,6 +38,13 @@ def _print_status(answer: dict[str, Any]) -> None:
     out.print(f"{pods['local']} pods here of {pods['cluster']} in the cluster, {answer['policies']} policies")
     if answer["failure"]:
         out.print(f"[red]the kernel refuses[/]: {answer['failure']}", markup=True)
+    heard = [Heard(**one) for one in answer["heard"]]
+    for one in heard:
+        if one.trouble:
+            out.print("[red]the last state stands[/]:", end=" ")
+            out.print(str(one), markup=False)
+    if fine := [str(one) for one in heard if not one.trouble]:
+        out.print(", ".join(fine))
     for rejected in answer["rejected"]:
         name = "/".join(filter(None, (rejected["namespace"], rejected["name"])))
         out.print("not enforced as written:", f"{rejected['kind']} {name}: {rejected['reason']}", markup=False)

@@ -169,7 +169,7 @@ class EventWriter:
         log.warning("Events cannot be written; policies hold all the same", error=str(error), hint=hint)
 
     def _rest(self, seconds: float) -> None:
-        self._stopped.wait(seconds * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+        self._stopped.wait(seconds * random.uniform(1.0, 2.0))  # noqa: S311 - jitter
 
 
 def event_of(rejection: Rejection) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 Check = Callable[[], str | None]
 """Asks whether something holds: None if so, else the reason why not."""
+Remarks = Callable[[], Iterable[str]]
+"""Lines for a person, which decide nothing."""
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -29,9 +31,11 @@ class _Quiet(WSGIRequestHandler):
 
 
 class HealthServer:
-    """Serves on ``host:port`` in a thread of its own."""
+    """Serves on ``host:port`` in a thread of its own; ``remarks`` follow the answer of /readyz."""
 
-    def __init__(self, address: str, registry: CollectorRegistry, *, live: Check, ready: Check) -> None:
+    def __init__(
+        self, address: str, registry: CollectorRegistry, *, live: Check, ready: Check, remarks: Remarks
+    ) -> None:
         metrics = make_wsgi_app(registry)
         checks = {"/livez": live, "/readyz": ready}
 
@@ -46,7 +50,8 @@ class HealthServer:
                 return [b"/metrics, /livez, /readyz\n"]
             reason = check()
             start_response("503 Service Unavailable" if reason else "200 OK", [("Content-Type", "text/plain")])
-            return [f"{reason or 'ok'}\n".encode()]
+            lines = [reason or "ok", *(remarks() if check is ready else ())]
+            return ["".join(f"{line}\n" for line in lines).encode()]
 
         host, _, port = address.rpartition(":")
         server = _Server6 if ":" in host else _Server

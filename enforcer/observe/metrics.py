@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from enforcer.reconcile.reconciler import State
+from enforcer.sources import Heard
 
 _SECONDS = (0.00005, 0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5)
 
@@ -60,11 +61,17 @@ class Metrics:
 
 
 class KernelCollector(Collector):
-    """Counters of the tables, and the sizes of the state, read from the loop at each scrape."""
+    """Counters of the tables, the sizes of the state and its age, read from the loop and the source at each scrape."""
 
-    def __init__(self, state: Callable[[], State], counters: Callable[[], Mapping[str, tuple[int, int]]]) -> None:
+    def __init__(
+        self,
+        state: Callable[[], State],
+        counters: Callable[[], Mapping[str, tuple[int, int]]],
+        heard: Callable[[], Iterable[Heard]],
+    ) -> None:
         self._state = state
         self._counters = counters
+        self._heard = heard
 
     def describe(self) -> list[Metric]:
         """Nothing: the kernel is not to be asked before a scrape."""
@@ -82,6 +89,12 @@ class KernelCollector(Collector):
             ("attachments", state.attachments, "Interfaces that a CNI ADD made."),
         ):
             yield GaugeMetricFamily(f"drawbridge_{name}", text, value=value)
+        age = GaugeMetricFamily(
+            "drawbridge_source_age_seconds", "Time since the API was last heard of a kind.", labels=["kind"]
+        )
+        for heard in self._heard():
+            age.add_metric([heard.kind], heard.seconds)
+        yield age
         packets = CounterMetricFamily(
             "drawbridge_rule_packets", "Packets counted by a named nftables counter.", labels=["counter"]
         )

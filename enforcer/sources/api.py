@@ -25,6 +25,7 @@ from kubernetes.client import ApiClient
 
 from enforcer.model.changes import Change, Rejection
 from enforcer.model.objects import Namespace, NetworkPolicy, Node, Object, Pod
+from enforcer.sources import Heard
 from enforcer.sources.decode import decode
 from enforcer.sources.transport import StatusError, request
 
@@ -187,15 +188,17 @@ class ApiSource:
         )
 
     def rejections(self) -> tuple[Rejection, ...]:
-        """Objects that cannot be used, and resources that cannot be read now, with the reason."""
+        """Objects that cannot be used, with the reason."""
+        with self._lock:
+            return tuple(self._refused.values())
+
+    def heard(self) -> tuple[Heard, ...]:
+        """How old what was handed on of each kind is, and why no more is heard, if so."""
         now = time.monotonic()
         with self._lock:
-            away = [
-                Rejection(kind.__name__, "", "", f"not read for {now - health.heard:.0f} s: {health.trouble}")
-                for kind, health in self._health.items()
-                if health.trouble
-            ]
-            return (*self._refused.values(), *away)
+            return tuple(
+                Heard(kind.__name__, now - health.heard, health.trouble) for kind, health in self._health.items()
+            )
 
     # A resource's thread
 
@@ -223,7 +226,8 @@ class ApiSource:
                     log.info("the watch is too old; listing anew", resource=resource.path)
                     self._stopped.wait(_FIRST_PAUSE_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
                     continue
-                wait = max(pause, getattr(error, "retry_after", 0.0)) * random.uniform(0.5, 1.5)  # noqa: S311
+                asked = getattr(error, "retry_after", 0.0)
+                wait = max(pause * random.uniform(0.5, 1.5), asked * random.uniform(1.0, 1.5))  # noqa: S311
                 pause = min(pause * 2, _LAST_PAUSE_SECONDS)
                 self._failed(resource, error, wait)
                 self._stopped.wait(wait)

@@ -27,6 +27,7 @@ import structlog
 from inotify_simple import Event, INotify, flags
 
 from enforcer.model.changes import Change, Rejection
+from enforcer.sources import Heard
 from enforcer.sources.claims import Claims
 from enforcer.sources.files import SUFFIXES, ManifestFile, load, signature
 from enforcer.sources.unsettled import Unsettled
@@ -142,6 +143,10 @@ class DirectorySource:
     def rejections(self) -> tuple[Rejection, ...]:
         """What is not enforced as written at present: objects, files (kind ``File``), duplicates."""
         return self._rejections
+
+    def heard(self) -> tuple[Heard, ...]:
+        """Nothing: a directory is read as soon as it changes."""
+        return ()
 
     def _signal(self) -> None:
         if not self._ended:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import os
+import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from enforcer.demo.lab import Lab
+from enforcer.demo.lab import Lab, LabError
 from tests.e2e.conftest import EXECUTABLE
 from tests.kubernetes.controlplane import ControlPlane
 from tests.kubernetes.processes import wait_until
 from tests.kubernetes.test_api_source import apply, pod, policy
 
 pytestmark = pytest.mark.netns
-PORT = 5432
+PORT, METRICS = 5432, 9841
 USER = "drawbridge"
 # What may be stored since before the API server was strict (KEP-4858), and is read by each component as it likes.
 LENIENT = "--feature-gates=StrictIPCIDRValidation=false"
@@ -63,8 +67,10 @@ class ApiLab(Lab):
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[ApiLab]:
     (tmp_path / "plane").mkdir()
+    config = tmp_path / "config.yaml"
+    config.write_text(f"metricsAddress: 127.0.0.1:{METRICS}\n")
     with ApiLab(name=f"dbtest-{os.getpid()}-api", source=(), run_dir=tmp_path / "run", executable=EXECUTABLE,
-                pod_cidrs=("10.99.0.0/24",)) as made:  # fmt: skip
+                pod_cidrs=("10.99.0.0/24",), config=config) as made:  # fmt: skip
         yield made
 
 
@@ -74,6 +80,60 @@ def reached(lab: Lab, expected: bool) -> None:
     deadline = time.monotonic() + 10
     while lab.connects(web, db.addresses[0], PORT, seconds=0.2) is not expected:
         assert time.monotonic() < deadline
+
+
+def page(lab: ApiLab, path: str) -> tuple[int, str]:
+    """The code and the body of a page of the agent's."""
+    connection = http.client.HTTPConnection("127.0.0.1", METRICS, timeout=5)
+    with lab.inside(lab.descriptor):
+        connection.connect()
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+
+def test_an_outage_of_the_api_leaves_the_agent_ready_and_says_how_old_its_state_is(lab: ApiLab) -> None:
+    plane = lab.plane
+    code, text = page(lab, "/readyz")
+    assert code == 200
+    assert text.startswith("ok\n")
+    assert re.findall(r"^(\w+) heard of \d+ s ago$", text, re.MULTILINE) == [
+        "Namespace",
+        "Node",
+        "Pod",
+        "NetworkPolicy",
+    ]
+    plane.stop_server()
+
+    def all_unread() -> bool:
+        return len(re.findall(r"^\w+ not read for \d+ s: ", page(lab, "/readyz")[1], re.MULTILINE)) == 4
+
+    wait_until(all_unread, "each kind is said to be unread", seconds=30)
+    assert page(lab, "/readyz")[1].startswith("ok\n")
+    assert page(lab, "/readyz")[0] == page(lab, "/livez")[0] == 200
+
+    def age() -> float:
+        found = re.search(r'^drawbridge_source_age_seconds{kind="Pod"} (\S+)$', page(lab, "/metrics")[1], re.MULTILINE)
+        return float(found[1]) if found else -1.0
+
+    before = age()
+    assert before >= 0
+    wait_until(lambda: age() > before + 0.5, "the age grows", seconds=10)
+    shown = drawbridge("status", "--run-dir", lab.run_dir)
+    assert shown.returncode == 1
+    assert re.search(r"the last state stands: Pod not read for \d+ s: ", shown.stdout)
+    plane.start_server()
+    wait_until(lambda: "not read" not in page(lab, "/readyz")[1], "all is read", seconds=60)
+    assert age() < before + 30
+    shown = drawbridge("status", "--run-dir", lab.run_dir, "--wait", "10")
+    assert shown.returncode == 0
+    assert re.search(r"Pod heard of \d+ s ago", shown.stdout)
+
+
+def drawbridge(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "enforcer", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
 
 
 def test_policies_of_the_api_hold_also_while_the_server_is_away_and_the_agent_restarts(lab: ApiLab) -> None:
@@ -88,14 +148,26 @@ def test_policies_of_the_api_hold_also_while_the_server_is_away_and_the_agent_re
     plane.stop_server()
     lab.stop_agent(kill=True)
     rules = lab.nft("-s", "list", "ruleset")
-    with pytest.raises(Exception, match="the agent does not start"):
+    with pytest.raises(LabError, match="the agent does not start"):
         lab.start_agent()
-    lab.stop_agent()
+    code, text = page(lab, "/readyz")
+    assert code == 503
+    assert text.startswith("the source has not been read yet\n")
+    assert re.search(r"^Pod not read for \d+ s: .*Connection refused", text, re.MULTILINE)
+    assert page(lab, "/livez") == (200, "ok\n")
+    apply_later = pod("late", "default", nodeName=lab.name)
+    with pytest.raises(LabError, match=r"attach default/late: .* the source has not been read yet"):
+        lab.add_pod("default/late")
     assert lab.nft("-s", "list", "ruleset") == rules
     reached(lab, False)
     plane.start_server()
-    lab.start_agent()
+    wait_until(lambda: page(lab, "/readyz")[0] == 200, "the agent is ready", seconds=60)
     reached(lab, False)
+    apply(plane, apply_later)
+    assert lab.cni("ADD", "default/late").returncode == 0
+    assert lab.status()["synced"]
+    assert lab.cni("DEL", "default/late").returncode == 0
+    plane.kubectl("delete", "pod", "late", "--force", "--grace-period=0")
     allowed = policy("db", "default")
     allowed["spec"]["ingress"] = [{"from": [{"podSelector": {"matchLabels": {"app": "web"}}}]}]
     apply(plane, allowed)

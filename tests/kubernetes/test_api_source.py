@@ -7,12 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kubernetes.client import ApiClient, Configuration
+from kubernetes.config import incluster_config
 
 from enforcer.model.changes import Change
 from enforcer.model.objects import Namespace, NetworkPolicy, Node, Pod
@@ -20,6 +23,7 @@ from enforcer.sources import SourceError
 from enforcer.sources.api import ApiSource
 from enforcer.sources.transport import client
 from tests.kubernetes.controlplane import ControlPlane
+from tests.kubernetes.processes import wait_until
 
 SECONDS = 30.0
 
@@ -127,10 +131,10 @@ def test_a_user_who_may_not_read_is_told_which_resource_and_is_never_synced(cont
     stranger = control_plane.kubeconfig_of("stranger", user="stranger")
     with following(client(stranger)) as (held, source):
         deadline = time.monotonic() + SECONDS
-        while len(source.rejections()) < 4:
+        while not all(heard.trouble for heard in source.heard()):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert all("403" in rejection.reason for rejection in source.rejections())
+        assert all("403" in heard.trouble for heard in source.heard())
         assert not held.synced.is_set()
 
 
@@ -141,7 +145,7 @@ def test_a_restart_of_the_server_loses_no_change_and_takes_nothing_back(tmp_path
             assert held.synced.wait(SECONDS)
             plane.stop_server()
             deadline = time.monotonic() + SECONDS
-            while not source.rejections():
+            while not all(heard.trouble for heard in source.heard()):
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
             assert held.get(Pod, "default/gone")
@@ -150,7 +154,93 @@ def test_a_restart_of_the_server_loses_no_change_and_takes_nothing_back(tmp_path
             apply(plane, pod("new", "default"))
             held.until(lambda: held.get(Pod, "default/new") and held.get(Pod, "default/gone") is None)
             assert held.get(Pod, "default/kept")
-            held.until(lambda: not source.rejections())
+            wait_until(lambda: not any(heard.trouble for heard in source.heard()), "all is heard", seconds=SECONDS)
+
+
+def token(plane: ControlPlane, name: str) -> str:
+    """A token of a service account that is made, and may read."""
+    plane.kubectl("create", "serviceaccount", name)
+    resources = "namespaces,nodes,pods,networkpolicies.networking.k8s.io"
+    plane.kubectl("create", "clusterrole", name, "--verb=list,watch", f"--resource={resources}")
+    plane.kubectl("create", "clusterrolebinding", name, f"--clusterrole={name}", f"--serviceaccount=default:{name}")
+    return plane.kubectl("create", "token", name).strip()
+
+
+def test_a_service_account_token_that_is_replaced_on_disk_is_used_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Loader(incluster_config.InClusterConfigLoader):
+        """Looks at the file each time, and not once a minute."""
+
+        def __init__(self, **files: Any) -> None:
+            super().__init__(**files)
+            self._token_refresh_period = timedelta(0)
+
+    with ControlPlane(tmp_path) as plane:
+        file = tmp_path / "token"
+        file.write_text(token(plane, "first"))
+        host, _, port = plane.url.removeprefix("https://").partition(":")
+        monkeypatch.setenv(incluster_config.SERVICE_HOST_ENV_NAME, host)
+        monkeypatch.setenv(incluster_config.SERVICE_PORT_ENV_NAME, port)
+        monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(file))
+        monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(plane.authority.certificate))
+        monkeypatch.setattr(incluster_config, "InClusterConfigLoader", Loader)
+        with following(client(None)) as (held, source):
+            assert held.synced.wait(SECONDS)
+            file.write_text(token(plane, "second"))
+            plane.kubectl("delete", "serviceaccount", "first")
+            # Watches that stand were let in by the first; now each must be let in anew.
+            plane.stop_server()
+            plane.start_server()
+            apply(plane, pod("new", "default"))
+            held.until(lambda: held.get(Pod, "default/new"))
+            wait_until(lambda: not any(heard.trouble for heard in source.heard()), "all is heard", seconds=SECONDS)
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Refuses lists of namespaces as scripted, and notes when they were asked for; other kinds have no objects."""
+
+    answers: list[tuple[int, dict[str, str]]]
+    asked: list[float]
+
+    def do_GET(self) -> None:
+        status, headers = 200, {}
+        if "/namespaces" in self.path and "watch=1" not in self.path:
+            type(self).asked.append(time.monotonic())
+            status, headers = type(self).answers.pop(0) if type(self).answers else (200, {})
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if "watch=1" not in self.path:
+            self.wfile.write(b'{"metadata": {"resourceVersion": "1"}, "items": []}')
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_server_that_is_busy_is_asked_again_no_earlier_than_it_says_and_a_broken_one_ever_more_rarely() -> None:
+    Refusing.asked = []
+    Refusing.answers = [(429, {"Retry-After": "1"}), (500, {}), (503, {}), (502, {})]
+    with serving(Refusing) as host, following(ApiClient(Configuration(host=host))) as (held, _):
+        assert held.synced.wait(SECONDS)
+    waits = [after - before for before, after in pairwise(Refusing.asked)]
+    assert len(waits) == 4
+    # Pauses of 0.25 s double with each failure; at least half of one is waited.
+    assert all(waited >= least for waited, least in zip(waits, (1.0, 0.25, 0.5, 1.0), strict=True)), waits
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A server of one's own; gives its URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_without_a_cluster_or_a_kubeconfig_the_error_names_the_ways_out(tmp_path: Path) -> None:
@@ -203,22 +293,10 @@ def test_a_watch_goes_on_where_it_stopped_and_is_listed_anew_only_when_it_is_too
         (200, event("ADDED", name="cut", resourceVersion="16") + b'{"type": "ADDED", "obj'),
         (200, gone + b"\n"),
     ]
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Script)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        configuration = Configuration(host=f"http://127.0.0.1:{server.server_port}")
-        with following(ApiClient(configuration)) as (held, _):
-            held.until(lambda: held.get(Namespace, "list-2"))
-            # The second list has neither the first list's object nor what the watches had added.
-            assert {key for kind, key in held.objects if kind is Namespace} == {"list-2"}
-            deadline = time.monotonic() + SECONDS
-            while len(Script.asked) < 6:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Script) as host, following(ApiClient(Configuration(host=host))) as (held, _):
+        held.until(lambda: held.get(Namespace, "list-2"))
+        # The second list has neither the first list's object nor what the watches had added.
+        assert {key for kind, key in held.objects if kind is Namespace} == {"list-2"}
+        wait_until(lambda: len(Script.asked) >= 6, "six watches were asked for", seconds=SECONDS)
     versions = [path.partition("resourceVersion=")[2].partition("&")[0] for path in Script.asked]
     assert versions[:6] == ["10", "15", "15", "15", "16", "20"]

@@ -144,3 +144,22 @@ def test_policies_are_not_blamed_for_a_refusal_that_has_another_cause(loop: Reco
     assert loop.barrier(5)
     assert loop.call(loop.state).rejections == ()
     assert "policy/x/good/ingress" in tables.chains
+
+
+def test_who_follows_rejections_hears_all_of_them_when_others_are_rejected(tables: Tables) -> None:
+    heard: list[set[tuple[str, str]]] = []
+    reconciler = Reconciler(tables, Settings("here"), Silent())
+    reconciler.follow_rejections(lambda now: heard.append({(r.name, r.uid) for r in now}))
+    reconciler.start()
+    reconciler.changes([Change(Pod, "x/p", Pod("x", "p", addresses=(parse_address("10.0.0.1"),)))])
+    reconciler.synced()
+    tables.refuses = lambda chains: "policy/x/bad/ingress" in chains
+    written = NetworkPolicy("x", "octal", rules={Direction.INGRESS: ()}, rejected="spec: no", uid="1")
+    for change in (policy("good"), Change(NetworkPolicy, "x/octal", written), policy("bad")):
+        reconciler.changes([change])
+        assert reconciler.barrier(5)
+    for name in ("octal", "bad"):
+        reconciler.changes([Change(NetworkPolicy, f"x/{name}", None)])
+        assert reconciler.barrier(5)
+    reconciler.stop()
+    assert heard == [{("octal", "1")}, {("octal", "1"), ("bad", "")}, {("bad", "")}, set()]
