@@ -109,8 +109,18 @@ class _Enforcer:
             raise EnforcerUnavailable(str(error)) from error
 
     def ready(self) -> str | None:
-        state = self._reconciler.call(self._reconciler.state)
+        try:
+            state = self._reconciler.call(self._reconciler.state)
+        except TimeoutError:
+            return "the loop does not answer"
         return state.failure or (None if state.synced else "the source has not been read yet")
+
+    def live(self) -> str | None:
+        try:
+            self._reconciler.call(lambda: None)
+        except TimeoutError:
+            return "the loop does not answer"
+        return None if self._reconciler.alive() else "the loop has ended"
 
 
 class Agent:
@@ -265,7 +275,7 @@ class Agent:
         server = HealthServer(
             address,
             self._metrics.registry,
-            live=lambda: None if self._reconciler.alive() else "the loop has ended",
+            live=_Enforcer(self._reconciler).live,
             ready=self._operations.unready if self._network else _Enforcer(self._reconciler).ready,
             remarks=lambda: map(str, self._source.heard()),
         )
