@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,14 @@ def wait_for_agents(cluster: Cluster) -> None:
     """Return when each node has an agent that is ready."""
     words = ("rollout", "status", "daemonset/drawbridge", f"--namespace={NAMESPACE}", f"--timeout={_SECONDS:.0f}s")
     cluster.kubectl(*words, seconds=_SECONDS + 10)
+
+
+def settle(cluster: Cluster) -> None:
+    """Return when the kernels of all nodes hold what the API server holds."""
+    # The agents' sockets are on the nodes; to enter their pods would take longer.
+    command = ("env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "enforcer", "status", "--wait", "20")
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda node: cluster.run_on(node, *command), cluster.nodes))
 
 
 def agent_pod(cluster: Cluster, node: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import pytest
 
 from tests.cluster import fabric, images
 from tests.cluster.cluster import Cluster
-from tests.cluster.installation import install, wait_for_agents
+from tests.cluster.installation import NAMESPACE, agent_pod, install, settle
 from tests.kubernetes.processes import ProgramError, wait_until
 from tests.tools.build import binary
 
@@ -86,10 +86,16 @@ def pods(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     """
     for plugin in ("portmap", "bandwidth"):
         cluster.run_on("node-1", "cp", "--remove-destination", binary(plugin), f"/opt/cni/bin/{plugin}")
-    for node in cluster.nodes:
-        install(cluster, node)
+    install(cluster)
     cluster.load_image(images.agnhost(tmp_path_factory.mktemp("images")))
     run(cluster, OBJECTS)
+    services = [entry["metadata"]["name"] for entry in OBJECTS if entry["kind"] == "Service"]
+    targets = [target for name in services for target in cluster_ips(cluster, name)]
+    wait_until(
+        lambda: all("" not in answers(cluster, source, targets) for source in ("client-1", "client-2")),
+        "kube-proxy has the backends on both nodes",
+        seconds=30,
+    )
     return cluster
 
 
@@ -105,11 +111,11 @@ def enforced(cluster: Cluster, *policies: dict[str, Any]) -> Iterator[None]:
     """The policies hold on all nodes."""
     cluster.kubectl("apply", "-f", "-", stdin=listed(policies))
     try:
-        wait_for_agents(cluster)
+        settle(cluster)
         yield
     finally:
         cluster.kubectl("delete", "--wait=false", "-f", "-", stdin=listed(policies))
-        wait_for_agents(cluster)
+        settle(cluster)
 
 
 _ASK = (
@@ -397,7 +403,8 @@ def test_a_host_port_leads_to_its_pod_and_policy_judges_the_client(pods: Cluster
     with enforced(pods, policy({"app": "port"}, ingress=from_blocks(*OUTSIDE_BLOCKS))):
         for source, seen in clients.items():
             assert answers(pods, source, entrance) == (seen if source in {OUTSIDE, name} else NOTHING), source
-    assert "settings of the node are not as" not in pods.run_on(node, "cat", "/var/log/drawbridge.log")
+    agent = agent_pod(pods, node)["metadata"]["name"]
+    assert "settings of the node are not as" not in pods.kubectl("logs", f"--namespace={NAMESPACE}", agent)
     pods.kubectl("delete", "pod", name)
     # iptables' rules are nftables rules here.
     wait_until(
