@@ -15,7 +15,7 @@ from typing import Any, Self
 from tests.cluster import images
 from tests.cluster.fabric import Fabric, addresses
 from tests.cluster.machines import POD_CIDRS, Machine
-from tests.kubernetes.controlplane import SERVICE_CIDRS, ControlPlane
+from tests.kubernetes.controlplane import ControlPlane
 from tests.kubernetes.processes import run, wait_until
 from tests.tools.build import binary
 
@@ -33,13 +33,25 @@ class Cluster:
     Args:
         folder: that does not exist yet; not below ``/etc``, ``/opt``, ``/var`` or ``/run``.
         nodes: how many machines, named node-1 and so on.
+        ipv6_first: whether Services, pods and nodes have IPv6 as their default family, in which the nodes also call
+            the API server.
         options: further ones of kube-apiserver.
         routed: each machine is on a network segment of its own.
     """
 
-    def __init__(self, folder: Path, *, nodes: int = 2, options: tuple[str, ...] = (), routed: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        nodes: int = 2,
+        ipv6_first: bool = False,
+        options: tuple[str, ...] = (),
+        routed: bool = False,
+    ) -> None:
         self.folder = folder
         self._count = nodes
+        # How a pair of IPv4 and IPv6 is put in the order of preference.
+        self._order = slice(None, None, -1) if ipv6_first else slice(None)
         self._options = options
         self._open = contextlib.ExitStack()
         self._machines: dict[str, Machine] = {}
@@ -71,6 +83,11 @@ class Cluster:
         """The addresses of each node, IPv4 and then IPv6, by name."""
         return MappingProxyType({name: machine.addresses for name, machine in self._machines.items()})
 
+    @property
+    def enter(self) -> tuple[str, ...]:
+        """The words before those of a command that have it run on the fabric, where the kubeconfigs hold."""
+        return self._fabric.enter
+
     def kubectl(self, *words: str | Path, stdin: str | None = None, seconds: float = 60.0) -> str:
         """Run kubectl as an administrator and return what it prints.
 
@@ -97,7 +114,7 @@ class Cluster:
         Raises:
             ProgramError: it ends with another code than 0, or not within the time.
         """
-        return run(*self._fabric.enter, *words, stdin=stdin, seconds=seconds)
+        return run(*self.enter, *words, stdin=stdin, seconds=seconds)
 
     def netns(self, node: str = "") -> Path:
         """The network namespace of a machine, or else of the fabric, as a file."""
@@ -121,7 +138,8 @@ class Cluster:
     def _start(self) -> None:
         fabric = self._open.enter_context(self._fabric)
         folder = self.folder / "control-plane"
-        self._control_plane = ControlPlane(folder, address=addresses(1)[0], enter=fabric.enter, options=self._options)
+        address = addresses(1)[self._order][0]
+        self._control_plane = ControlPlane(folder, address=address, enter=fabric.enter, options=self._options)
         self._open.enter_context(self._control_plane)
         for number in range(self._count):
             machine = Machine(
@@ -129,6 +147,7 @@ class Cluster:
                 number=_FIRST_NODE + number,
                 fabric=fabric,
                 control_plane=self._control_plane,
+                order=self._order,
             )
             self._machines[machine.name] = machine
             self._open.callback(machine.forget)
@@ -153,8 +172,8 @@ class Cluster:
             "kube-controller-manager",
             binary("kube-controller-manager"),
             f"--kubeconfig={controllers}",
-            f"--cluster-cidr={POD_CIDRS}",
-            f"--service-cluster-ip-range={SERVICE_CIDRS}",
+            f"--cluster-cidr={','.join(POD_CIDRS[self._order])}",
+            f"--service-cluster-ip-range={control_plane.service_cidrs}",
             f"--service-account-private-key-file={control_plane.service_accounts.key}",
             f"--root-ca-file={control_plane.authority.certificate}",
             "--allocate-node-cidrs",

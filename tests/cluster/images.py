@@ -38,21 +38,24 @@ def pause(folder: Path) -> Path:
         return write_archive(folder / "pause.tar", name=PAUSE, content={"/pause": program}, entrypoint=["/pause"])
 
 
-def agnhost(folder: Path) -> Path:
-    """Write Kubernetes' image for tests, with a shell and what is called from it; returns its archive.
+def agnhost(folder: Path, *, image: str = AGNHOST) -> Path:
+    """Write Kubernetes' image for tests under a name, with a shell and what is called from it; returns its archive.
 
     It has bash as its shell: busybox's runs its own nc before any other.
     """
-    busybox = _program("busybox")
-    content: dict[str, Path | Link] = {f"/bin/{name}": Link("busybox") for name in run(busybox, "--list").split()}
-    content |= {"/bin/busybox": busybox, "/bin/bash": _program("bash-static"), "/bin/sh": Link("bash")}
+    content = _busybox() | {"/bin/bash": _program("bash-static"), "/bin/sh": Link("bash")}
     content["/agnhost"] = binary("agnhost")
     for name, program in (("curl", "curl"), ("nc", "nc.openbsd")):
         content[f"/bin/{name}"] = _program(program)
         content |= _libraries(_program(program))
     return write_archive(
-        folder / "agnhost.tar", name=AGNHOST, content=content, entrypoint=["/agnhost"], arguments=["pause"]
+        folder / "agnhost.tar", name=image, content=content, entrypoint=["/agnhost"], arguments=["pause"]
     )
+
+
+def busybox(folder: Path, *, image: str) -> Path:
+    """Write an image with busybox alone under a name; returns its archive."""
+    return write_archive(folder / "busybox.tar", name=image, content=_busybox(), entrypoint=[], arguments=["sh"])
 
 
 def write_archive(
@@ -105,6 +108,13 @@ def _entry(name: str, kind: bytes, *, size: int = 0, target: str = "", mode: int
     entry = tarfile.TarInfo(name.lstrip("/"))
     entry.type, entry.size, entry.linkname, entry.mode = kind, size, target, mode
     return entry
+
+
+def _busybox() -> dict[str, Path | Link]:
+    """busybox and the links by whose names it is called, by their paths in an image."""
+    program = _program("busybox")
+    links: dict[str, Path | Link] = {f"/bin/{name}": Link("busybox") for name in run(program, "--list").split()}
+    return links | {"/bin/busybox": program}
 
 
 def _program(name: str) -> Path:

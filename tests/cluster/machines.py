@@ -16,7 +16,7 @@ from tests.kubernetes.controlplane import ControlPlane
 from tests.kubernetes.processes import Process, ProgramError, run, wait_until
 from tests.tools.build import binary
 
-POD_CIDRS = "10.244.0.0/16,fd00:10:244::/56"
+POD_CIDRS = ("10.244.0.0/16", "fd00:10:244::/56")
 _SCRIPT = Path(__file__).with_name("machine.sh")
 _CGROUPS = Path("/sys/fs/cgroup")
 _SECONDS = 30.0
@@ -32,12 +32,21 @@ class Machine:
         folder: for what the machine writes, and the logs of its programs.
     """
 
-    def __init__(self, folder: Path, *, number: int, fabric: Fabric, control_plane: ControlPlane) -> None:
-        """Write what the programs of the node are told; nothing is started. ``number`` is the fabric's."""
+    def __init__(self, folder: Path, *, number: int, fabric: Fabric, control_plane: ControlPlane, order: slice) -> None:
+        """Write what the programs of the node are told; nothing is started.
+
+        Args:
+            folder: that does not exist yet; it has the machine's name.
+            number: the fabric's.
+            fabric: that the machine is linked to.
+            control_plane: of its cluster.
+            order: puts a pair of addresses, IPv4 and then IPv6, in the order that the node prefers.
+        """
         self.name = folder.name
         self.addresses = addresses(number)
         self.folder = folder
         self._number = number
+        self._order = order
         self._fabric = fabric
         self._process: Process | None = None
         self._groups = _cgroups(f"drawbridge-{os.getpid()}-{next(_numbers)}")
@@ -60,7 +69,7 @@ class Machine:
             _SCRIPT,
             self.folder,
             self.name,
-            ",".join(self.addresses),
+            ",".join(self.addresses[self._order]),
             binaries,
             *self._groups,
             log=self.folder / "machine.log",
@@ -152,7 +161,7 @@ class Machine:
                 "mode": "nftables",
                 "clientConnection": {"kubeconfig": str(proxy)},
                 "hostnameOverride": self.name,
-                "clusterCIDR": POD_CIDRS,
+                "clusterCIDR": ",".join(POD_CIDRS[self._order]),
                 # The limits of connection tracking are the host's.
                 "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
             },

@@ -15,7 +15,7 @@ from tests.kubernetes.certificates import Authority, Pair
 from tests.kubernetes.processes import Process, run, wait_until
 from tests.tools.build import binary
 
-SERVICE_CIDRS = "10.96.0.0/16,fd00:10:96::/112"
+SERVICE_CIDRS = ("10.96.0.0/16", "fd00:10:96::/112")
 _SERVICE_HOSTS = ("10.96.0.1", "fd00:10:96::1", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
 _ISSUER = "https://kubernetes.default.svc"
 _START_SECONDS = 60.0
@@ -30,7 +30,7 @@ class ControlPlane:
 
     Args:
         folder: for certificates and logs, which stay, and for data, which goes.
-        address: that the server listens on.
+        address: that the server listens on; Services without a family of their own get one of its family.
         enter: words before those of each command, that have it run in another namespace.
         options: further ones of kube-apiserver.
 
@@ -38,6 +38,7 @@ class ControlPlane:
         url: where the server listens.
         kubeconfig: of an administrator.
         authority: who signs for the server and for its clients.
+        service_cidrs: where Services get their addresses, the default family first, with a comma between.
         service_accounts: the key that signs service account tokens; its certificate has the public half.
     """
 
@@ -51,7 +52,8 @@ class ControlPlane:
         self._open = contextlib.ExitStack()
         self.authority = Authority(folder / "pki")
         self.service_accounts = self.authority.issue("service-accounts", user="service-accounts")
-        self.url = f"https://{address}:{_free_port()}"
+        self.service_cidrs = ",".join(sorted(SERVICE_CIDRS, key=lambda cidr: (":" in cidr) != (":" in address)))
+        self.url = f"https://{f'[{address}]' if ':' in address else address}:{_free_port()}"
         self._etcd = f"http://127.0.0.1:{_free_port()}"
         self._server: Process | None = None
         self.kubeconfig = self.kubeconfig_of("admin", user="admin", group=ADMINISTRATORS)
@@ -149,7 +151,7 @@ class ControlPlane:
             f"--bind-address={self._address}",
             f"--advertise-address={self._address}",
             f"--secure-port={self.url.rpartition(':')[2]}",
-            f"--service-cluster-ip-range={SERVICE_CIDRS}",
+            f"--service-cluster-ip-range={self.service_cidrs}",
             f"--tls-cert-file={server.certificate}",
             f"--tls-private-key-file={server.key}",
             f"--client-ca-file={self.authority.certificate}",
