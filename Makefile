@@ -90,6 +90,12 @@ e2e: setup e2e-packages image ## Tests on real clusters of several machines on t
 	@$(BIN)/python -m tests.tools.build
 	@$(PYTEST) tests/cluster
 
+.PHONY: conformance
+conformance: setup e2e-packages image ## Kubernetes' own tests of pod networks and NetworkPolicy on such a cluster; root
+	@$(BIN)/python -m tests.tools.build
+	@$(BIN)/python -m tests.tools.build e2e.test ginkgo
+	@$(SUDO) env DRAWBRIDGE_TEST_CACHE=$(DRAWBRIDGE_TEST_CACHE) $(BIN)/python -m tests.conformance
+
 .PHONY: lint
 lint: setup ## ruff, mypy strict, import contracts
 	@$(BIN)/ruff check .
