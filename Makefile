@@ -82,7 +82,7 @@ demo: setup ## A shop in namespaces of its own: pods, policies, packets, and why
 
 .PHONY: test
 test: setup test-packages ## Every test but those on clusters; root, in network namespaces of its own
-	@$(BIN)/python -m tests.tools.build kube-apiserver kubectl
+	@$(BIN)/python -m tests.tools.build kube-apiserver kubectl helm
 	@$(PYTEST)
 
 .PHONY: e2e

@@ -18,7 +18,7 @@ class ConfigError(Exception):
     """The configuration cannot be used; the text names the file, every key that is wrong, and what is wanted."""
 
 
-class Config(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
+class Config(msgspec.Struct, rename="camel", frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a node's operator decides; the keys of the file are the names in camel case."""
 
     network: Annotated[

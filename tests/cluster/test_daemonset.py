@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from tests.cluster.installation import MANIFEST, NAMESPACE, ROOT, agent_pod, app
 from tests.cluster.test_cluster import PORT, SERVICE, ask, server
 from tests.cluster.test_drawbridge import addresses, policy, refused
 from tests.kubernetes.processes import ProgramError, wait_until
-from tests.tools.build import binary
 
 IMAGE = "localhost/drawbridge:0.1.0"
 NEXT_IMAGE = "localhost/drawbridge:next"
@@ -38,11 +36,6 @@ def policy_holds(cluster: Cluster) -> bool:
     for address in addresses(cluster, "node-2"):
         assert ask(cluster, "node-1", address, PORT) == "node-2"
     return all(refused(cluster, "stranger", address) for address in addresses(cluster, "node-2"))
-
-
-def test_the_manifest_is_what_the_kustomize_base_renders() -> None:
-    words = [binary("kubectl"), "kustomize", ROOT / "deploy" / "base"]
-    assert MANIFEST.read_text() == subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
 def test_nodes_are_ready_and_policies_hold(pods: Cluster) -> None:

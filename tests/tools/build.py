@@ -1,6 +1,7 @@
 """The real Kubernetes components that tests run, built from the versions that ``go.mod`` and ``go.sum`` here pin.
 
-The CNI plugins that a pod network is chained with have pins of their own, in ``plugins``.
+What is not Kubernetes' own has other pins: in ``plugins`` the CNI plugins that a pod network is chained with, in
+``helm`` Helm.
 ``python -m tests.tools.build [NAME...]`` builds what is missing into a cache outside the tree; without a name, what a
 cluster needs. What is built for other pins stands in another folder of it and is never touched.
 """
@@ -31,10 +32,12 @@ COLD_SECONDS = {
     "agnhost": 10,
     "portmap": 10,
     "bandwidth": 5,
+    "helm": 130,
     "e2e.test": 90,
     "ginkgo": 5,
 }
-PLUGINS = ("portmap", "bandwidth")
+# The folder of go.mod, where it is not this one.
+_MODULES = {"portmap": "plugins", "bandwidth": "plugins", "helm": "helm"}
 # Kubernetes' own tests and what runs them, which no cluster needs.
 SUITE = ("e2e.test", "ginkgo")
 # A Go for machines that have none, or an older one than go.mod asks for.
@@ -98,7 +101,7 @@ def _say(text: str) -> None:
 
 def _module(name: str) -> Path:
     """The folder of the module that pins a component."""
-    return HERE / "plugins" if name in PLUGINS else HERE
+    return HERE / _MODULES.get(name, "")
 
 
 def _target(name: str) -> Path:
@@ -163,7 +166,7 @@ def _compile(go: str, name: str, title: str) -> None:
     stamps = {"gitVersion": tag, "gitMajor": major, "gitMinor": minor}
     linked = " ".join(f"-X k8s.io/component-base/version.{key}={value}" for key, value in stamps.items())
     module, target = _module(name), _target(name)
-    package = _find(rf"^\t(\S+/{re.escape(name)})$", module)
+    package = _find(rf"^(?:tool |\t)(\S+/{re.escape(name)})$", module)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{name}.{os.getpid()}")
     words = [go, "build", "-v", "-mod=readonly", "-trimpath", "-buildvcs=false"]
