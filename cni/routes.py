@@ -21,7 +21,7 @@ from cni.node import Node as Setup
 from cni.topology import Routing, Surroundings
 from enforcer.model.addresses import Address, Network, family_of, format_address
 from enforcer.model.objects import Node
-from enforcer.model.tunnel import LINKS, Vxlan
+from enforcer.model.tunnel import Vxlan
 
 log = structlog.get_logger()
 
@@ -106,8 +106,6 @@ class NodeRoutes:
             case Rtm.NEWLINK | Rtm.DELLINK:
                 found = netlink.attributes_of(payload[netlink.LINK_HEADER.size :])
                 name = found.get(netlink.Ifla.IFNAME, b"").rstrip(b"\0").decode(errors="replace")
-                if kind == Rtm.DELLINK:
-                    return name in LINKS.values()
                 return not name.startswith(PORT_PREFIX) and name != BRIDGE
             case _:
                 return False

@@ -206,6 +206,7 @@ def test_a_direct_route_that_someone_removes_is_put_back(site: Site) -> None:
 def test_large_packets_fit_through_the_tunnel_and_are_not_lost(standing: Standing) -> None:
     site, a, on_a, on_b = standing
     assert (mtu_of(on_a), mtu_of(on_b)) == (1450, 1450)
+    assert " mtu 1450 " in site.shown("a", "link", "show", LINK)
     for here, there in zip(on_a.addresses, on_b.addresses, strict=True):
         assert transferred(a, on_a, on_b, there, MEGABYTES) == MEGABYTES
         assert transferred(site.labs["b"], on_b, on_a, here, MEGABYTES) == MEGABYTES
