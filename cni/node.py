@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -157,6 +158,28 @@ def gateways(networks: Sequence[Network]) -> dict[Family, Address]:
     for network in networks:
         found.setdefault(network.family, gateway(network))
     return found
+
+
+def bridged_past_policy() -> list[str]:
+    """Why pods of one bridge reach each other past policy, in words: the forward hook does not see what it switches.
+
+    For pods that another pod network attaches: those of ``drawbridge0`` meet policy without this setting.
+    """
+    off = [name for name in _BRIDGE_NETFILTER if netns.read_sysctl(name) != "1"]
+    bridges = ", ".join(sorted(filter(_switches, os.listdir("/sys/class/net")))) if off else ""  # noqa: PTH208 - names
+    return [
+        f"{name.replace('/', '.')} = {netns.read_sysctl(name) or 'missing'}: pods on {bridges} reach each other past "
+        "policy; load br_netfilter and set it to 1"
+        for name in (off if bridges else ())
+    ]
+
+
+def _switches(link: str) -> bool:
+    """Whether a link is a bridge with more than one port."""
+    try:
+        return len(os.listdir(f"/sys/class/net/{link}/brif")) > 1  # noqa: PTH208 - a number, not paths
+    except OSError:
+        return False
 
 
 def remove_all() -> list[str]:

@@ -17,7 +17,7 @@ import structlog
 from cni import install
 from cni.ipam import Store
 from cni.netlink import NetlinkError
-from cni.node import Node
+from cni.node import Node, bridged_past_policy
 from cni.operations import EnforcerUnavailable, Operations
 from cni.routes import NodeRoutes
 from cni.server import CniServer
@@ -146,6 +146,7 @@ class Agent:
                 masquerade=config.masquerade == "enable" and follows_nodes,
                 not_masqueraded=config.networks_not_masqueraded,
                 tunnel=config.tunnel if tunnels else None,
+                close_own_networks=config.unknown_pods == "deny" and config.network == "none",
             ),
         )
         self._reconciler = Reconciler(Tables(), settings, self._metrics)
@@ -158,6 +159,7 @@ class Agent:
             node=self._node,
             enforcer=_Enforcer(self._reconciler),
         )
+        self._wrong_settings: list[str] = []
         self._routes = NodeRoutes(own=options.node, setup=self._node, routing=config.routing, tunnel=config.tunnel)
         if follows_nodes:
             self._reconciler.follow_nodes(self._follow_nodes)
@@ -188,12 +190,12 @@ class Agent:
             cni.start()
         control.start()
         log.info("agent started", node=self._options.node, source=self._source_name, pid=os.getpid())
-        set_back: list[str] = []
         announced = not self._network or self._options.cni_conf_dir is None
         while signal.sigtimedwait(_ENDS, _LOOK_SECONDS if announced else _FIRST_LOOK_SECONDS) is None:
-            if self._network and (now := self._node.set_back()) != set_back:
-                set_back = now
-                log.warning("settings of the node are not as the agent needs them", settings=set_back or "right again")
+            now = self._node.set_back() if self._network else bridged_past_policy()
+            if now != self._wrong_settings:
+                self._wrong_settings = now
+                log.warning("settings of the node are not as the agent needs them", settings=now or "right again")
             if not (self._reconciler.alive() and self._source.alive() and watcher.is_alive() and self._routes.alive()):
                 log.error("a thread of the agent has ended; the kernel's rules stand, restart the agent")
                 # The CNI server's threads may wait for the loop for ever.
@@ -277,7 +279,7 @@ class Agent:
             self._metrics.registry,
             live=_Enforcer(self._reconciler).live,
             ready=self._operations.unready if self._network else _Enforcer(self._reconciler).ready,
-            remarks=lambda: map(str, self._source.heard()),
+            remarks=lambda: [*self._wrong_settings, *map(str, self._source.heard())],
         )
         server.start()
         return server
@@ -311,6 +313,7 @@ class Agent:
             "policies": state.policies,
             "rejected": [dataclasses.asdict(r) for r in (*self._source.rejections(), *extra)],
             "heard": [dataclasses.asdict(heard) for heard in self._source.heard()],
+            "settings": self._wrong_settings,
             "failure": state.failure,
             "table": str(Table.POLICY),
         }
@@ -357,6 +360,7 @@ class Agent:
             counters=tables.counters(),
             node=self._operations.gateways(),
             node_open=self._options.config.pod_to_own_node == "allow",
+            closed=self._reconciler.closed_networks,
         )
         try:
             return explain(self._reconciler.cluster, Question(**arguments), evidence)

@@ -70,7 +70,10 @@ class Config(msgspec.Struct, rename="camel", frozen=True, kw_only=True, forbid_u
     ] = "policy"
     unknown_pods: Annotated[
         Literal["deny", "allow"],
-        Meta(description="What a pod may do that was attached but whose object is not known."),
+        Meta(
+            description="What a pod may do that was attached but whose object is not known; with `network: none`, what "
+            "an address of this node's podCIDRs may do that is no known pod's."
+        ),
     ] = "deny"
     unknown_pod_wait_seconds: Annotated[
         float, Meta(ge=0, le=10, description="How long a CNI ADD waits for the object of its pod.")
@@ -86,7 +89,10 @@ class Config(msgspec.Struct, rename="camel", frozen=True, kw_only=True, forbid_u
     ] = 0x02000000
     bridge_netfilter: Annotated[
         Literal["disable", "leave"],
-        Meta(description="Whether to set net.bridge.bridge-nf-call-iptables and -ip6tables to 0, or leave them alone."),
+        Meta(
+            description="Whether to set net.bridge.bridge-nf-call-iptables and -ip6tables to 0, or leave them alone. "
+            "With `network: none` they are left alone, and must be 1 where the other pod network has a bridge."
+        ),
     ] = "disable"
     metrics_address: Annotated[
         str,

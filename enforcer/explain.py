@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from enforcer.model.addresses import Address, Family, family_of, format_address, parse_address
+from enforcer.model.addresses import Address, Family, Network, family_of, format_address, parse_address
 from enforcer.model.objects import Direction
 from enforcer.policy.resolve import Cluster
 from enforcer.policy.verdict import Decision, Packet, decide
@@ -66,13 +66,14 @@ class Evidence:
 
     ``view`` are the rules (the kernel's, or a rendered ruleset's), ``counters`` packets and bytes by name.
     ``node`` are the node's own addresses on the pod network, and ``node_open`` says that pods reach them whatever
-    their egress policy says.
+    their egress policy says. ``closed`` are networks whose addresses are closed where no pod of this node has them.
     """
 
     view: View | None = None
     counters: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     node: tuple[Address, ...] = ()
     node_open: bool = False
+    closed: tuple[Network, ...] = ()
 
 
 def explain(cluster: Cluster, question: Question, evidence: Evidence) -> list[Flow]:
@@ -142,8 +143,13 @@ def _answer(
     allowed = decision.allowed or (to_node and evidence.node_open)
     reason = "the agent lets pods reach their own node (podToOwnNode)" if allowed and not decision.allowed else ""
     here = any(cluster.endpoints[key].local for key in decision.endpoints)
+    own = packet.source if direction is Direction.EGRESS else packet.destination
+    unknown = not here and any(own in network for network in evidence.closed)
+    if unknown:
+        allowed = to_node and evidence.node_open
+        reason = "closed: an address of this node's pod networks that no pod of it is known for"
     outcome = None
-    if evidence.view is not None and here:
+    if evidence.view is not None and (here or unknown):
         # Another node's pod is judged there; this kernel has no rules for it.
         chain = "to-pod" if direction is Direction.INGRESS else "to-node" if to_node else "from-pod"
         outcome = evaluate(evidence.view, chain, _fields(packet, question.protocol))
@@ -152,7 +158,7 @@ def _answer(
         direction=direction.value,
         allowed=allowed,
         pod=", ".join(decision.endpoints),
-        reason=(reason or _reason(decision)) + ("" if here or not decision.endpoints else "; judged on the pod's node"),
+        reason=reason or _reason(decision, here=here),
         advice="" if allowed else _advice(decision, question),
         kernel=None if outcome is None else outcome.rule or "no rule: the chain's policy accepts",
         agrees=None if outcome is None else outcome.accepted is allowed,
@@ -160,7 +166,11 @@ def _answer(
     )
 
 
-def _reason(decision: Decision) -> str:
+def _reason(decision: Decision, *, here: bool) -> str:
+    return _model_reason(decision) + ("" if here or not decision.endpoints else "; judged on the pod's node")
+
+
+def _model_reason(decision: Decision) -> str:
     if decision.policy is not None:
         return f"{decision.policy} allows it: {decision.direction.value}[{decision.rule}]"
     if decision.group is None:
@@ -195,6 +205,8 @@ def _fields(packet: Packet, protocol: str) -> dict[str, str]:
         f"{ip} daddr": format_address(packet.destination),
         "meta nfproto": "ipv4" if v4 else "ipv6",
         "meta l4proto": protocol,
+        # By a link that is not known here, but not from the node itself.
+        "iifname": "",
         "ct state": "new",
     }
     if packet.port is not None:

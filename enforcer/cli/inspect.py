@@ -38,6 +38,9 @@ def _print_status(answer: dict[str, Any]) -> None:
     out.print(f"{pods['local']} pods here of {pods['cluster']} in the cluster, {answer['policies']} policies")
     if answer["failure"]:
         out.print(f"[red]the kernel refuses[/]: {answer['failure']}", markup=True)
+    for setting in answer["settings"]:
+        out.print("[red]a setting of the node is wrong[/]:", end=" ")
+        out.print(setting, markup=False)
     heard = [Heard(**one) for one in answer["heard"]]
     for one in heard:
         if one.trouble:

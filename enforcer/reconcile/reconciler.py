@@ -21,6 +21,7 @@ import structlog
 
 from enforcer.kernel.conntrack import Flow
 from enforcer.kernel.nftables import NftError, Tables
+from enforcer.model.addresses import Network
 from enforcer.model.changes import Change, Rejection
 from enforcer.model.objects import Attachment, Namespace, NetworkPolicy, Node, Object, Pod
 from enforcer.policy.endpoints import Standing
@@ -106,6 +107,7 @@ class Reconciler:
         self._endpoints = Endpoints(settings.node, self._index.set_endpoint, unknown=unknown)
         self._hear_nodes: Callable[[Mapping[str, Node | None]], None] | None = None
         self._nodes: dict[str, Node] = {}
+        self._own_networks: tuple[Network, ...] = ()
         self._policies: dict[str, NetworkPolicy] = {}
         self._hear_rejections: Callable[[Sequence[Rejection]], None] | None = None
         self._rejected: dict[str, Rejection] = {}
@@ -246,6 +248,11 @@ class Reconciler:
         """The attachments of this node."""
         return self._endpoints.attachments
 
+    @property
+    def closed_networks(self) -> tuple[Network, ...]:
+        """The networks whose addresses are closed where no pod of this node has them."""
+        return self._own_networks if self._settings.base.close_own_networks else ()
+
     def selected(self, policy: str) -> int:
         """How many of this node's pods a policy selects."""
         return self._index.selected(policy)
@@ -297,6 +304,10 @@ class Reconciler:
         for name, node in changed.items():
             _put(self._nodes, name, node)
         self._translator.nodes_changed(self._nodes.values())
+        # A Node that is gone leaves its pods behind: they stay closed until another says where they are.
+        if (own := changed.get(self._settings.node)) is not None:
+            self._own_networks = own.pod_cidrs
+            self._translator.own_networks_changed(own.pod_cidrs)
         if self._hear_nodes is not None and self._synced:
             self._hear_nodes(changed)
 

@@ -119,6 +119,13 @@ def node_set(family: Family) -> Set:
     return Set(Table.POLICY, f"nodes-{family.label}", (ADDRESS[family],), "nodes of the cluster")
 
 
+def own_network_set(family: Family) -> Set:
+    """The pod networks of this node."""
+    return Set(
+        Table.POLICY, f"own-networks-{family.label}", (ADDRESS[family],), "pod networks of this node", interval=True
+    )
+
+
 def self_set(family: Family) -> Set:
     """Each address of this node's pods with itself: a pod is never cut off from itself."""
     return Set(Table.POLICY, f"self-{family.label}", (ADDRESS[family], ADDRESS[family]), "a pod and itself")

@@ -19,6 +19,7 @@ PORT_PREFIX = "dbr"
 
 DENIED = {direction: f"denied/{direction.value}" for direction in Direction}
 UNKNOWN_SOURCE = "denied/unknown-source"
+UNKNOWN_POD = "denied/unknown-pod"
 REVOKED = "denied/revoked"
 FORGED = "denied/forged"
 TUNNEL = "denied/tunnel"
@@ -34,6 +35,8 @@ class BaseSettings:
         masquerade: give what pods send out of the cluster an address of the node.
         not_masqueraded: networks outside the cluster that see the pods' own addresses.
         tunnel: what the packets of the tunnel between nodes are known by; None where there is none.
+        close_own_networks: close the addresses of this node's pod networks that no pod is known for; for pods that
+            another pod network attaches, of which nothing is known before their status says their address.
     """
 
     pod_to_own_node: bool = False
@@ -41,6 +44,7 @@ class BaseSettings:
     masquerade: bool = False
     not_masqueraded: tuple[Network, ...] = ()
     tunnel: Vxlan | None = None
+    close_own_networks: bool = False
 
 
 _FIELDS = {Family.V4: "ip", Family.V6: "ip6"}
@@ -179,6 +183,8 @@ def static_sets(settings: BaseSettings) -> Iterator[Set]:
             yield names.network_set(family)
         if settings.tunnel is not None:
             yield names.node_set(family)
+        if settings.close_own_networks:
+            yield names.own_network_set(family)
 
 
 def static_counters(settings: BaseSettings) -> Iterator[Counter]:
@@ -189,6 +195,8 @@ def static_counters(settings: BaseSettings) -> Iterator[Counter]:
     yield Counter(Table.POLICY, UNKNOWN_SOURCE, "from a bridge port, with an address that is no pod's")
     if settings.tunnel is not None:
         yield Counter(Table.POLICY, TUNNEL, "VXLAN from no node, or from a node with an address of our pods")
+    if settings.close_own_networks:
+        yield Counter(Table.POLICY, UNKNOWN_POD, "from or to an address of this node's pods that is no known pod's")
     yield Counter(Table.GUARD, FORGED, "sent by a pod from an address that is not its own, or to loopback")
 
 
@@ -208,24 +216,33 @@ def base_chains(settings: BaseSettings) -> Iterator[Chain]:
     to_itself = _of_families("{ip} saddr . {ip} daddr @self-{v} accept")
     egress = _of_families("{ip} saddr vmap @egress-{v}")
     unknown = f'iifname "{BRIDGE}" {{ip}} saddr != @local-{{v}} counter name "{UNKNOWN_SOURCE}" drop'
+
+    def closed(side: str, first: str = "") -> tuple[str, ...]:
+        line = (
+            f'{first}{{ip}} {side} @own-networks-{{v}} {{ip}} {side} != @local-{{v}} counter name "{UNKNOWN_POD}" drop'
+        )
+        return _of_families(line) if settings.close_own_networks else ()
+
     yield Chain(
         Table.POLICY,
         "from-pod",
-        (*first, *_of_families(unknown), *to_itself, *egress),
+        (*first, *_of_families(unknown), *closed("saddr"), *to_itself, *egress),
         "what pods send through this node, by their egress policies",
         Hook("forward", "filter - 1", -1),
     )
     yield Chain(
         Table.POLICY,
         "to-pod",
-        (*first, *to_itself, *_of_families("{ip} daddr vmap @ingress-{v}")),
+        (*first, *closed("daddr"), *to_itself, *_of_families("{ip} daddr vmap @ingress-{v}")),
         "what reaches pods through this node, by their ingress policies",
         Hook("forward", "filter", 0),
     )
+    # The node itself has addresses of its pod networks, too.
+    to_node = (*first_to_node, *closed("saddr", 'iifname != "lo" '), *egress)
     yield Chain(
         Table.POLICY,
         "to-node",
-        (established, discovery) if settings.pod_to_own_node else (*first_to_node, *egress),
+        (established, discovery) if settings.pod_to_own_node else to_node,
         "what pods send to this node itself, by their egress policies",
         Hook("input", "filter", 0),
     )

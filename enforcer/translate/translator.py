@@ -6,7 +6,7 @@ is resolved: the specification of the incremental path.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from enforcer.model.addresses import Address, Family, Network, family_of
 from enforcer.model.objects import Attachment, Direction, IPBlock, NetworkPolicy, Node
@@ -27,7 +27,7 @@ class Translator:
     def __init__(self, ruleset: Ruleset, settings: rules.BaseSettings = _DEFAULT) -> None:
         self._ruleset = ruleset
         self._settings = settings
-        self._networks: dict[Family, set[bytes]] = {family: set() for family in Family}
+        self._networks: dict[str, set[bytes]] = {}
         self._nodes: dict[Address, Element] = {}
         # The sets of pods by what they describe, so that an element costs no wording.
         self._sets: dict[PodSet, dict[Family, Set]] = {}
@@ -45,20 +45,26 @@ class Translator:
     def nodes_changed(self, nodes: Collection[Node]) -> None:
         """Say which nodes there are: their own addresses, and the networks of their pods."""
         if self._settings.masquerade:
-            self._put_networks(network for node in nodes for network in node.pod_cidrs)
+            networks = [network for node in nodes for network in node.pod_cidrs if network.length]
+            self._put_networks(names.network_set, [*networks, *self._settings.not_masqueraded])
         if self._settings.tunnel is not None:
             self._put_nodes(nodes)
 
-    def _put_networks(self, networks: Iterable[Network]) -> None:
-        whole = (*(n for n in networks if n.length), *self._settings.not_masqueraded)
-        for family, present in self._networks.items():
-            of = names.network_set(family)
-            wanted = set(rules.network_elements(whole, family))
+    def own_networks_changed(self, networks: Iterable[Network]) -> None:
+        """Say which networks are this node's pods'."""
+        if self._settings.close_own_networks:
+            self._put_networks(names.own_network_set, [n for n in networks if n.length])
+
+    def _put_networks(self, set_of: Callable[[Family], Set], networks: Collection[Network]) -> None:
+        for family in Family:
+            of = set_of(family)
+            present = self._networks.get(of.name, set())
+            wanted = set(rules.network_elements(networks, family))
             for key in present - wanted:
                 self._ruleset.remove_element(of.table, of.name, key)
             for key in wanted - present:
                 self._ruleset.put_element(of.table, of.name, key)
-            self._networks[family] = wanted
+            self._networks[of.name] = wanted
 
     def _put_nodes(self, nodes: Iterable[Node]) -> None:
         names_of: dict[Address, list[str]] = {}

@@ -1,0 +1,106 @@
+"""docs/migration.md, node by node: from a pod network of ptp and routes, as Flannel's host-gw, and back to it."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import pytest
+
+from tests.cluster import images
+from tests.cluster.cluster import Cluster
+from tests.cluster.test_cluster import configure, connect_nodes
+from tests.cluster.test_drawbridge import CONFLIST, drawbridge, install, policy, start_agent
+from tests.cluster.test_policy_only import NONE, pod, run_pods, stop_agent, until
+from tests.kubernetes.processes import wait_until
+
+PODS = {"node-1": ("here", "stranger"), "node-2": ("far",)}
+
+
+def run_pods_of(cluster: Cluster, node: str) -> None:
+    run_pods(cluster, *(pod(node, name) for name in PODS[node]))
+    if node == "node-1":
+        cluster.kubectl("label", "--overwrite", "pod", "stranger", "app=other")
+
+
+def drain(cluster: Cluster, node: str) -> None:
+    options = ("--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=60s")
+    cluster.kubectl("drain", node, *options, seconds=70)
+
+
+def holds(cluster: Cluster) -> None:
+    """Servers reach each other across nodes, over both families, and the stranger reaches neither."""
+    for source, target, expected in (("here", "far", True), ("far", "here", True), ("stranger", "far", False),
+                                     ("stranger", "here", False)):  # fmt: skip
+        until(cluster, source, target, expected)
+
+
+@pytest.fixture(scope="module")
+def pods(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    connect_nodes(cluster)
+    cluster.load_image(images.agnhost(tmp_path_factory.mktemp("images")))
+    for node in cluster.nodes:
+        run_pods_of(cluster, node)
+    cluster.kubectl("apply", "-f", "-", stdin=policy("server"))
+    return cluster
+
+
+def test_policy_only_comes_first_and_no_pod_is_restarted(pods: Cluster) -> None:
+    until(pods, "stranger", "far", True)
+    for node in pods.nodes:
+        start_agent(pods, node, pods.control_plane.kubeconfig, NONE)
+    holds(pods)
+    assert {p["metadata"]["name"] for p in pods.get("pods")["items"]} == {"here", "stranger", "far"}
+    assert not any(p["status"]["containerStatuses"][0]["restartCount"] for p in pods.get("pods")["items"])
+
+
+@pytest.mark.parametrize("node", ["node-2", "node-1"])
+def test_a_node_is_moved_and_reaches_the_nodes_that_are_not_and_policies_hold(pods: Cluster, node: str) -> None:
+    drain(pods, node)
+    stop_agent(pods, node)
+    pods.run_on(node, "rm", "/etc/cni/net.d/10-pods.conflist")
+    install(pods, node, pods.control_plane.kubeconfig)
+    pods.kubectl("uncordon", node)
+    run_pods_of(pods, node)
+    holds(pods)
+    ports = {row["pod"]: row["port"] for row in json.loads(drawbridge(pods, node, "pods", "-o", "json"))}
+    assert all(ports[f"default/{name}"].startswith("dbr") for name in PODS[node])
+
+
+def own_route(cluster: Cluster, node: str, network: str) -> str:
+    return cluster.run_on(node, "ip", "-6" if ":" in network else "-4", "route", "show", network, "proto", "84")
+
+
+def test_where_the_other_networks_routes_go_drawbridges_own_take_their_place(pods: Cluster) -> None:
+    networks = {n["metadata"]["name"]: n["spec"]["podCIDRs"] for n in pods.get("nodes")["items"]}
+    for node, other in (("node-1", "node-2"), ("node-2", "node-1")):
+        for network in networks[other]:
+            assert own_route(pods, node, network) == ""
+            pods.run_on(node, "ip", "route", "del", network)
+            there = partial(own_route, pods, node, network)
+            wait_until(lambda there=there: there() != "", "Drawbridge's route is there", seconds=10)
+    holds(pods)
+
+
+@pytest.mark.parametrize("node", ["node-2", "node-1"])
+def test_a_node_is_moved_back_and_nothing_of_drawbridge_is_left_on_it(pods: Cluster, node: str) -> None:
+    drain(pods, node)
+    stop_agent(pods, node)
+    pods.run_on(node, "rm", f"/etc/cni/net.d/10-{CONFLIST['name']}.conflist", "/opt/cni/bin/drawbridge")
+    drawbridge(pods, node, "uninstall")
+    (found,) = (n for n in pods.get("nodes")["items"] if n["metadata"]["name"] == node)
+    configure(pods, node, found["spec"]["podCIDRs"])
+    for other in pods.get("nodes")["items"]:
+        # What the other network's agent would do on this node.
+        if other["metadata"]["name"] != node:
+            for network, gateway in zip(other["spec"]["podCIDRs"], pods.nodes[other["metadata"]["name"]], strict=True):
+                pods.run_on(node, "ip", "route", "replace", network, "via", gateway)
+    pods.kubectl("uncordon", node)
+    start_agent(pods, node, pods.control_plane.kubeconfig, NONE)
+    run_pods_of(pods, node)
+    holds(pods)
+    assert "dbr" not in pods.run_on(node, "ip", "-br", "link")
+    stop_agent(pods, node)
+    drawbridge(pods, node, "uninstall")
+    assert "drawbridge" not in pods.run_on(node, "nft", "list", "tables")
+    start_agent(pods, node, pods.control_plane.kubeconfig, NONE)
