@@ -10,7 +10,7 @@ import pytest
 from tests.cluster import images
 from tests.cluster.cluster import Cluster
 from tests.cluster.test_cluster import configure, connect_nodes
-from tests.cluster.test_drawbridge import CONFLIST, drawbridge, install, policy, start_agent
+from tests.cluster.test_drawbridge import drawbridge, install, policy, start_agent
 from tests.cluster.test_policy_only import NONE, pod, run_pods, stop_agent, until
 from tests.kubernetes.processes import wait_until
 
@@ -86,8 +86,8 @@ def test_where_the_other_networks_routes_go_drawbridges_own_take_their_place(pod
 def test_a_node_is_moved_back_and_nothing_of_drawbridge_is_left_on_it(pods: Cluster, node: str) -> None:
     drain(pods, node)
     stop_agent(pods, node)
-    pods.run_on(node, "rm", f"/etc/cni/net.d/10-{CONFLIST['name']}.conflist", "/opt/cni/bin/drawbridge")
     drawbridge(pods, node, "uninstall")
+    assert "drawbridge" not in pods.run_on(node, "ls", "/etc/cni/net.d", "/opt/cni/bin")
     (found,) = (n for n in pods.get("nodes")["items"] if n["metadata"]["name"] == node)
     configure(pods, node, found["spec"]["podCIDRs"])
     for other in pods.get("nodes")["items"]:

@@ -304,3 +304,18 @@ def test_a_changed_pod_network_takes_its_gateway_and_route_along(tmp_path: Path,
         shown = ip(made, "route") + ip(made, "addr")
         assert "10.51.0.1" in shown
         assert "10.50.0." not in shown
+
+
+def test_where_another_networks_route_goes_and_its_link_with_it_ours_takes_its_place(beside) -> None:
+    lab, _ = beside
+    ip(lab, "route", "del", "10.244.1.0/24")
+    for words in ("link add flannel.1 type bridge", "addr add 10.244.0.0/32 dev flannel.1", "link set flannel.1 up",
+                  "route add 10.244.1.0/24 via 10.244.1.0 dev flannel.1 onlink"):  # fmt: skip
+        ip(lab, *words.split())
+    lab.start_agent()
+    lab.status()
+    assert "proto 84" not in ip(lab, "route", "show", "10.244.1.0/24")
+    ip(lab, "link", "del", "flannel.1")
+    deadline = time.monotonic() + 10
+    while "via 192.0.2.9" not in ip(lab, "route", "show", "10.244.1.0/24", "proto", "84"):
+        assert time.monotonic() < deadline
