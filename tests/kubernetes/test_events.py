@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
+import pytest
+
 from enforcer.model.changes import Rejection
 from enforcer.observe.events import MAX_MESSAGE, MAX_POLICIES, EventWriter, event_of
 from enforcer.sources.syntax import is_dns_subdomain
 from enforcer.sources.transport import client
 from tests.kubernetes.controlplane import ControlPlane
-from tests.kubernetes.processes import wait_until
+from tests.kubernetes.processes import ProgramError, wait_until
 from tests.kubernetes.test_api_source import apply, policy
 
 PERIOD = 2
@@ -148,3 +150,12 @@ def test_of_very_many_rejected_policies_the_same_few_are_written_of_on_every_nod
     writers[1].rejected(many[::-1])
     assert writers[0].standing == writers[1].standing
     assert len(writers[0].standing) == MAX_POLICIES
+
+
+def test_a_policy_has_no_status_in_which_it_could_be_said(control_plane: ControlPlane) -> None:
+    plane = control_plane
+    plane.kubectl("create", "namespace", "status")
+    apply(plane, policy("db", "status"))
+    words = ("--subresource=status", "--type=merge", "-p", '{"status": {"conditions": []}}')
+    with pytest.raises(ProgramError, match=r"NotFound.*could not find the requested resource"):
+        plane.kubectl("patch", "networkpolicy", "-n", "status", "db", *words)
