@@ -10,8 +10,8 @@ import pytest
 from tests.cluster import images
 from tests.cluster.cluster import Cluster
 from tests.cluster.test_cluster import configure, connect_nodes
-from tests.cluster.test_drawbridge import drawbridge, install, policy, start_agent
-from tests.cluster.test_policy_only import NONE, pod, run_pods, stop_agent, until
+from tests.cluster.test_drawbridge import drawbridge, install, policy
+from tests.cluster.test_policy_only import pod, run_pods, start_policy_only, stop_agent, until
 from tests.kubernetes.processes import wait_until
 
 PODS = {"node-1": ("here", "stranger"), "node-2": ("far",)}
@@ -48,7 +48,7 @@ def pods(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
 def test_policy_only_comes_first_and_no_pod_is_restarted(pods: Cluster) -> None:
     until(pods, "stranger", "far", True)
     for node in pods.nodes:
-        start_agent(pods, node, pods.control_plane.kubeconfig, NONE)
+        start_policy_only(pods, node)
     holds(pods)
     assert {p["metadata"]["name"] for p in pods.get("pods")["items"]} == {"here", "stranger", "far"}
     assert not any(p["status"]["containerStatuses"][0]["restartCount"] for p in pods.get("pods")["items"])
@@ -96,11 +96,11 @@ def test_a_node_is_moved_back_and_nothing_of_drawbridge_is_left_on_it(pods: Clus
             for network, gateway in zip(other["spec"]["podCIDRs"], pods.nodes[other["metadata"]["name"]], strict=True):
                 pods.run_on(node, "ip", "route", "replace", network, "via", gateway)
     pods.kubectl("uncordon", node)
-    start_agent(pods, node, pods.control_plane.kubeconfig, NONE)
+    start_policy_only(pods, node)
     run_pods_of(pods, node)
     holds(pods)
     assert "dbr" not in pods.run_on(node, "ip", "-br", "link")
     stop_agent(pods, node)
     drawbridge(pods, node, "uninstall")
     assert "drawbridge" not in pods.run_on(node, "nft", "list", "tables")
-    start_agent(pods, node, pods.control_plane.kubeconfig, NONE)
+    start_policy_only(pods, node)
