@@ -11,7 +11,7 @@ from tests.cluster import images
 from tests.cluster.cluster import Cluster
 from tests.cluster.test_cluster import configure, connect_nodes
 from tests.cluster.test_drawbridge import drawbridge, install, policy
-from tests.cluster.test_policy_only import pod, run_pods, start_policy_only, stop_agent, until
+from tests.cluster.test_policy_only import pod, run_pods, start_policy_only, stop_agent, uninstall, until
 from tests.kubernetes.processes import wait_until
 
 PODS = {"node-1": ("here", "stranger"), "node-2": ("far",)}
@@ -86,7 +86,7 @@ def test_where_the_other_networks_routes_go_drawbridges_own_take_their_place(pod
 def test_a_node_is_moved_back_and_nothing_of_drawbridge_is_left_on_it(pods: Cluster, node: str) -> None:
     drain(pods, node)
     stop_agent(pods, node)
-    drawbridge(pods, node, "uninstall")
+    uninstall(pods, node)
     assert "drawbridge" not in pods.run_on(node, "ls", "/etc/cni/net.d", "/opt/cni/bin")
     (found,) = (n for n in pods.get("nodes")["items"] if n["metadata"]["name"] == node)
     configure(pods, node, found["spec"]["podCIDRs"])
@@ -101,6 +101,6 @@ def test_a_node_is_moved_back_and_nothing_of_drawbridge_is_left_on_it(pods: Clus
     holds(pods)
     assert "dbr" not in pods.run_on(node, "ip", "-br", "link")
     stop_agent(pods, node)
-    drawbridge(pods, node, "uninstall")
+    uninstall(pods, node)
     assert "drawbridge" not in pods.run_on(node, "nft", "list", "tables")
     start_policy_only(pods, node)

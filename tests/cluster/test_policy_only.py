@@ -38,6 +38,11 @@ def stop_agent(cluster: Cluster, node: str) -> None:
     wait_until(lambda: "enforcer agent" not in cluster.run_on(node, "ps", "ax"), "the agent has ended", seconds=10)
 
 
+def uninstall(cluster: Cluster, node: str) -> None:
+    """It refuses as long as the agent has not ended, to the last of its locks."""
+    wait_until(lambda: "nftables" in drawbridge(cluster, node, "uninstall"), "it is uninstalled", seconds=10)
+
+
 @pytest.fixture(scope="module")
 def pods(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     """Two pods on node-1 and one on node-2, which are there before the agents start."""
@@ -164,7 +169,7 @@ def test_rules_hold_while_no_agent_runs_and_uninstall_leaves_the_other_pod_netwo
     assert reach(pods, "far", "here") == [False, False]
     assert reach(pods, "near", "here") == [False, False]
     before = network()
-    drawbridge(pods, "node-1", "uninstall")
+    uninstall(pods, "node-1")
     assert network() == before
     assert "drawbridge" not in pods.run_on("node-1", "nft", "list", "tables")
     assert reach(pods, "far", "here") == reach(pods, "near", "here") == [True, True]
