@@ -39,7 +39,7 @@ def wait_for_agents(cluster: Cluster) -> None:
 def settle(cluster: Cluster) -> None:
     """Return when the kernels of all nodes hold what the API server holds."""
     # The agents' sockets are on the nodes; to enter their pods would take longer.
-    command = ("env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "enforcer", "status", "--wait", "20")
+    command = ("env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "enforcer", "status", "--wait", "20", "-o", "json")
     with ThreadPoolExecutor() as threads:
         list(threads.map(lambda node: cluster.run_on(node, *command), cluster.nodes))
 
