@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tests.cluster.cluster import Cluster
 from tests.kubernetes.processes import wait_until
@@ -15,7 +18,18 @@ ROOT = Path(__file__).parents[2]
 MANIFEST = ROOT / "deploy" / "drawbridge.yaml"
 IMAGE = ROOT / "build" / "image" / "drawbridge.tar"
 NAMESPACE = "kube-system"
+_UNINSTALL = ROOT / "deploy" / "uninstall.yaml"
 _SECONDS = 90.0
+
+
+def configured(**settings: object) -> str:
+    """The manifest with other keys in the agent's configuration, whose name is another, too."""
+    objects = list(yaml.safe_load_all(MANIFEST.read_text()))
+    (config,) = (found for found in objects if found["kind"] == "ConfigMap")
+    name, content = config["metadata"]["name"], config["data"]["config.yaml"]
+    config["data"]["config.yaml"] = changed = yaml.safe_dump(yaml.safe_load(content) | settings)
+    digest = hashlib.sha256(changed.encode()).hexdigest()[:10]
+    return yaml.safe_dump_all(objects).replace(name, f"drawbridge-config-{digest}")
 
 
 def install(cluster: Cluster, manifest: str | None = None) -> None:
@@ -34,6 +48,18 @@ def wait_for_agents(cluster: Cluster) -> None:
     """Return when each node has an agent that is ready."""
     words = ("rollout", "status", "daemonset/drawbridge", f"--namespace={NAMESPACE}", f"--timeout={_SECONDS:.0f}s")
     cluster.kubectl(*words, seconds=_SECONDS + 10)
+
+
+def uninstall(cluster: Cluster) -> None:
+    """Delete the DaemonSet and all that came with it, then have each node rid of what it put there."""
+    cluster.kubectl("delete", "--ignore-not-found", "--wait", "-f", MANIFEST, seconds=_SECONDS)
+    selector = ("-l", "app.kubernetes.io/name=drawbridge")
+    cluster.kubectl("wait", "--for=delete", "pod", *selector, f"--namespace={NAMESPACE}", "--timeout=60s", seconds=70)
+    cluster.kubectl("delete", "configmap", f"--namespace={NAMESPACE}", *selector)
+    cluster.kubectl("apply", "-f", _UNINSTALL)
+    words = ("rollout", "status", "daemonset/drawbridge-uninstall", f"--namespace={NAMESPACE}", "--timeout=60s")
+    cluster.kubectl(*words, seconds=70)
+    cluster.kubectl("delete", "--wait", "-f", _UNINSTALL)
 
 
 def settle(cluster: Cluster) -> None:

@@ -9,7 +9,17 @@ import pytest
 
 from tests.cluster import images
 from tests.cluster.cluster import Cluster
-from tests.cluster.installation import MANIFEST, NAMESPACE, ROOT, agent_pod, apply, drawbridge, install, wait_for_agents
+from tests.cluster.installation import (
+    MANIFEST,
+    NAMESPACE,
+    ROOT,
+    agent_pod,
+    apply,
+    drawbridge,
+    install,
+    uninstall,
+    wait_for_agents,
+)
 from tests.cluster.test_cluster import PORT, SERVICE, ask, server
 from tests.cluster.test_drawbridge import addresses, policy, refused
 from tests.kubernetes.processes import ProgramError, wait_until
@@ -152,12 +162,7 @@ def test_a_node_that_lost_power_works_again_by_itself(pods: Cluster) -> None:
 
 
 def test_uninstall_leaves_nothing_on_any_node(pods: Cluster) -> None:
-    pods.kubectl("delete", "-f", MANIFEST, "--wait", seconds=90)
-    uninstall = ROOT / "deploy" / "uninstall.yaml"
-    pods.kubectl("apply", "-f", uninstall)
-    rollout = ("rollout", "status", "daemonset/drawbridge-uninstall", f"--namespace={NAMESPACE}", "--timeout=60s")
-    pods.kubectl(*rollout, seconds=70)
-    pods.kubectl("delete", "-f", uninstall, "--wait")
+    uninstall(pods)
     for node in pods.nodes:
         assert "drawbridge" not in pods.run_on(node, "nft", "list", "tables")
         links = pods.run_on(node, "ip", "-br", "link")
@@ -166,6 +171,5 @@ def test_uninstall_leaves_nothing_on_any_node(pods: Cluster) -> None:
             assert pods.run_on(node, "ip", family, "route", "show", "proto", "84") == ""
         assert "drawbridge" not in pods.run_on(node, "ls", "/opt/cni/bin", "/etc/cni/net.d")
         assert pods.run_on(node, "find", "/run/drawbridge", "-name", "*.db*", "-o", "-name", "*.sock") == ""
-    pods.kubectl("delete", "configmap", f"--namespace={NAMESPACE}", "-l", "app.kubernetes.io/name=drawbridge")
     left = pods.get("clusterroles,clusterrolebindings,serviceaccounts,configmaps,daemonsets", "--all-namespaces")
     assert not [item["metadata"]["name"] for item in left["items"] if "drawbridge" in item["metadata"]["name"]]

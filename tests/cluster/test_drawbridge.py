@@ -3,51 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from tests.cluster import fabric, images
 from tests.cluster.cluster import Cluster
+from tests.cluster.installation import drawbridge, install
 from tests.cluster.test_cluster import PORT, SERVICE, ask, server
-from tests.e2e.conftest import EXECUTABLE
 from tests.kubernetes.processes import ProgramError, wait_until
 from tests.tools.build import binary
-
-ROOT = Path(__file__).parents[2]
-CONFLIST = {"cniVersion": "1.0.0", "name": "drawbridge", "plugins": [{"type": "drawbridge"}]}
-
-
-def start_agent(cluster: Cluster, node: str, kubeconfig: Path, *options: str) -> None:
-    """Start the agent as a daemon of the machine; it ends with the machine."""
-    words = (sys.executable, "-m", "enforcer", "agent", "--kubeconfig", kubeconfig, "--node-name", node, *options)
-    command = f"cd {ROOT}; {' '.join(map(str, words))}"
-    cluster.run_on(node, "sh", "-c", f"setsid sh -c '{command}' </dev/null >/var/log/drawbridge.log 2>&1 &")
-    wait_until(lambda: status(cluster, node)["synced"], f"the agent of {node} is in sync", seconds=30)
-
-
-def drawbridge(cluster: Cluster, node: str, *words: str) -> str:
-    return cluster.run_on(node, "env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "enforcer", *words)
-
-
-def status(cluster: Cluster, node: str) -> dict:
-    return json.loads(drawbridge(cluster, node, "status", "-o", "json"))
-
-
-def install(cluster: Cluster, node: str, kubeconfig: Path, *options: str) -> None:
-    """What the DaemonSet's containers do: the executable, the agent and, when that is ready, the configuration."""
-    cluster.run_on(node, "cp", EXECUTABLE, "/opt/cni/bin/drawbridge")
-    start_agent(cluster, node, kubeconfig, *options)
-    cluster.run_on(node, "tee", "/etc/cni/net.d/10-drawbridge.conflist", stdin=json.dumps(CONFLIST))
 
 
 @pytest.fixture(scope="module")
 def pods(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     """A server on each node and a Service before them."""
-    for node in cluster.nodes:
-        install(cluster, node, cluster.control_plane.kubeconfig)
+    install(cluster)
     cluster.load_image(images.agnhost(tmp_path_factory.mktemp("images")))
     cluster.kubectl("apply", "-f", "-", stdin="\n---\n".join([SERVICE, *(server(node) for node in cluster.nodes)]))
     cluster.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s", seconds=70)
@@ -131,26 +102,3 @@ def test_a_route_that_someone_removes_is_put_back(pods: Cluster) -> None:
     (route,) = pods.run_on("node-1", "ip", "-4", "route", "show", *ours).splitlines()
     pods.run_on("node-1", "ip", "route", "del", route.split()[0])
     wait_until(lambda: not refused(pods, "node-1", addresses(pods, "node-2")[0]), "the route is back", seconds=10)
-
-
-def test_a_power_cut_leaves_a_node_that_works_again(pods: Cluster) -> None:
-    pods.stop_node("node-2")
-    pods.start_node("node-2")
-    start_agent(pods, "node-2", pods.control_plane.kubeconfig)
-
-    def restarted() -> bool:
-        (container,) = pods.get("pod", "node-2")["status"]["containerStatuses"]
-        return bool(container["restartCount"] and container["ready"])
-
-    wait_until(restarted, "the pod runs again", seconds=60)
-    assert ask(pods, "node-1", addresses(pods, "node-2")[0], PORT) == "node-2"
-
-
-def test_uninstall_leaves_nothing_of_ours_on_a_node(pods: Cluster) -> None:
-    pods.run_on("node-1", "pkill", "-f", "enforcer agent")
-    # It refuses as long as the agent has not ended.
-    wait_until(lambda: "nftables" in drawbridge(pods, "node-1", "uninstall"), "it is uninstalled", seconds=10)
-    assert "drawbridge" not in pods.run_on("node-1", "nft", "list", "tables")
-    assert "dbr" not in pods.run_on("node-1", "ip", "-br", "link")
-    assert pods.run_on("node-1", "ip", "route", "show", "proto", "84") == ""
-    assert pods.run_on("node-1", "ip", "-6", "route", "show", "proto", "84") == ""

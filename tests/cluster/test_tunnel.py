@@ -9,14 +9,14 @@ import pytest
 
 from tests.cluster import images
 from tests.cluster.cluster import Cluster
+from tests.cluster.installation import configured, install
 from tests.cluster.test_cluster import PORT, SERVICE, ask, server
-from tests.cluster.test_drawbridge import addresses, install, policy, refused, seen_by, start_agent
+from tests.cluster.test_drawbridge import addresses, policy, refused, seen_by
 from tests.kubernetes.processes import wait_until
 
 LINK = "drawbridge-vx4"
 NODE_PORT = 30080
 LINES = 200_000
-OPTIONS = ("--config", "/etc/drawbridge.yaml")
 
 
 @pytest.fixture(scope="module", params=["vxlan on one segment", "auto on a segment each"])
@@ -26,9 +26,7 @@ def pods(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     service = SERVICE.replace("{selector", "{type: NodePort, selector")
     service = service.replace(f"targetPort: {PORT}", f"targetPort: {PORT}, nodePort: {NODE_PORT}")
     with Cluster(tmp_path_factory.mktemp("cluster") / "state", routed=where == "a segment each") as cluster:
-        for node in cluster.nodes:
-            cluster.run_on(node, "tee", OPTIONS[1], stdin=json.dumps({"routing": routing}))
-            install(cluster, node, cluster.control_plane.kubeconfig, *OPTIONS)
+        install(cluster, configured(routing=routing))
         cluster.load_image(images.agnhost(tmp_path_factory.mktemp("images")))
         cluster.kubectl("apply", "-f", "-", stdin="\n---\n".join([service, *(server(node) for node in cluster.nodes)]))
         cluster.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s", seconds=70)
@@ -92,7 +90,6 @@ def test_a_node_that_is_deleted_and_registers_again_is_followed(pods: Cluster) -
     pods.kubectl("delete", "node", "node-2")
     wait_until(lambda: LINK not in pods.run_on("node-1", "ip", "link"), "nobody needs the link", seconds=20)
     pods.start_node("node-2")
-    start_agent(pods, "node-2", pods.control_plane.kubeconfig, *OPTIONS)
     wait_until(
         lambda: pods.run_on("node-1", "bridge", "fdb", "show", "dev", LINK) == before, "its entry is back", seconds=60
     )
