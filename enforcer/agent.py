@@ -161,6 +161,8 @@ class Agent:
         )
         self._wrong_settings: list[str] = []
         self._routes = NodeRoutes(own=options.node, setup=self._node, routing=config.routing, tunnel=config.tunnel)
+        self._announced = not self._network or options.cni_conf_dir is None
+        self._amiss: list[str] = []
         if follows_nodes:
             self._reconciler.follow_nodes(self._follow_nodes)
 
@@ -190,17 +192,18 @@ class Agent:
             cni.start()
         control.start()
         log.info("agent started", node=self._options.node, source=self._source_name, pid=os.getpid())
-        announced = not self._network or self._options.cni_conf_dir is None
-        while signal.sigtimedwait(_ENDS, _LOOK_SECONDS if announced else _FIRST_LOOK_SECONDS) is None:
+        while signal.sigtimedwait(_ENDS, _LOOK_SECONDS if self._announced else _FIRST_LOOK_SECONDS) is None:
             now = self._node.set_back() if self._network else bridged_past_policy()
             if now != self._wrong_settings:
                 self._wrong_settings = now
                 log.warning("settings of the node are not as the agent needs them", settings=now or "right again")
+            if (amiss := self._announce()) != self._amiss:
+                self._amiss = amiss
+                log.warning("what is amiss on the node has changed", amiss=amiss or "nothing any more")
             if not (self._reconciler.alive() and self._source.alive() and watcher.is_alive() and self._routes.alive()):
                 log.error("a thread of the agent has ended; the kernel's rules stand, restart the agent")
                 # The CNI server's threads may wait for the loop for ever.
                 os._exit(1)
-            announced = announced or self._announced()
         if cni is not None:
             cni.stop()
         control.stop()
@@ -242,21 +245,20 @@ class Agent:
                 "the node's pod CIDRs cannot be used", cidrs=[str(cidr) for cidr in node.pod_cidrs], error=str(error)
             )
 
-    def _announced(self) -> bool:
-        """Give the runtime its network configuration, if pods can be attached; whether it has it."""
+    def _announce(self) -> list[str]:
+        """Give the runtime its network configuration, if pods can be attached; what is amiss with it, in words."""
         folder = self._options.cni_conf_dir
-        if folder is None or self._operations.unready() is not None:
-            return False
+        if not self._network or folder is None or self._operations.unready() is not None:
+            return []
         try:
             if install.install_configuration(folder, self._options.cni_bin_dir):
                 log.info("network configuration written; the node becomes ready", folder=str(folder))
-            others = install.preceding(folder)
+            self._announced = True
+            return [
+                f"{folder / name}: the runtime takes it before ours; remove it" for name in install.preceding(folder)
+            ]
         except OSError as error:
-            log.error("the network configuration cannot be written; no pod starts here", error=str(error))
-            return False
-        if others:
-            log.warning("the runtime takes another network configuration; remove it", files=others, folder=str(folder))
-        return True
+            return [f"the network configuration cannot be written, no pod starts here: {error}"]
 
     def _watch(self, watch: TableWatch) -> None:
         while True:
@@ -315,6 +317,8 @@ class Agent:
             "heard": [dataclasses.asdict(heard) for heard in self._source.heard()],
             "settings": self._wrong_settings,
             "failure": state.failure,
+            "unready": self._operations.unready() if self._network else None,
+            "amiss": self._amiss,
             "table": str(Table.POLICY),
         }
 

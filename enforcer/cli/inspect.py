@@ -48,6 +48,10 @@ def _print_status(answer: dict[str, Any]) -> None:
             out.print(str(one), markup=False)
     if fine := [str(one) for one in heard if not one.trouble]:
         out.print(", ".join(fine))
+    if answer["unready"]:
+        out.print("[red]no pod can start here[/]:", answer["unready"])
+    for amiss in answer["amiss"]:
+        out.print("amiss on the node:", amiss, markup=False)
     for rejected in answer["rejected"]:
         name = "/".join(filter(None, (rejected["namespace"], rejected["name"])))
         out.print("not enforced as written:", f"{rejected['kind']} {name}: {rejected['reason']}", markup=False)
