@@ -86,7 +86,7 @@ class Node:
     def set_networks(self, networks: Sequence[Network]) -> None:
         """Give the bridge the gateway of each pod network, and make what is not allocated in it unreachable.
 
-        A route that another has made to such a network stays.
+        A route that another has made to such a network stays, and so do the routes of pods in networks of before.
 
         Raises:
             NetlinkError: the kernel refused a step.
@@ -95,13 +95,12 @@ class Node:
         for network in networks:
             if network.length == 0:
                 raise ValueError(f"{network} cannot be a pod network: it is every address")
+        families = {network.family for network in networks}
+        # With its last address a link loses all routes of the family, and those of pods are on it: the old one goes
+        # after the new one came, and stays where none comes.
+        gone = [network for network in self._networks if network not in networks]
+        kept = [network for network in gone if network.family not in families]
         with Netlink() as nl:
-            for network in set(self._networks) - set(networks):
-                for message in self._network(network, Rtm.DELADDR, Rtm.DELROUTE, Flag(0)):
-                    try:
-                        nl.run(message)
-                    except NetlinkError as error:
-                        log.debug("gone already", step=message.step, error=str(error))
             for network in networks:
                 for message in self._network(network, Rtm.NEWADDR, Rtm.NEWROUTE, Flag.CREATE | Flag.EXCL):
                     try:
@@ -109,7 +108,13 @@ class Node:
                     except NetlinkError as error:
                         if error.errno != errno.EEXIST:
                             raise
-        self._networks = tuple(networks)
+            for network in set(gone) - set(kept):
+                for message in self._network(network, Rtm.DELADDR, Rtm.DELROUTE, Flag(0)):
+                    try:
+                        nl.run(message)
+                    except NetlinkError as error:
+                        log.debug("gone already", step=message.step, error=str(error))
+        self._networks = (*networks, *kept)
 
     def _network(self, network: Network, address: Rtm, route: Rtm, flags: Flag) -> tuple[Message, Message]:
         own = netlink.address(gateway(network), index=self.bridge_index)

@@ -319,3 +319,19 @@ def test_where_another_networks_route_goes_and_its_link_with_it_ours_takes_its_p
     deadline = time.monotonic() + 10
     while "via 192.0.2.9" not in ip(lab, "route", "show", "10.244.1.0/24", "proto", "84"):
         assert time.monotonic() < deadline
+
+
+def test_a_pod_outlives_its_network_being_taken_from_the_node_and_another_one(tmp_path: Path, source: Path) -> None:
+    name = f"dbtest-{os.getpid()}-taken"
+    put(source / "nodes.yaml", node(name, "10.50.0.0/24", "192.0.2.1"))
+    with Lab(name=name, source=("--source", source), run_dir=tmp_path / "other", executable=EXECUTABLE,
+             pod_cidrs=()) as made:  # fmt: skip
+        made.status()
+        pod, other = made.add_pod("x/db"), made.add_pod("x/web")
+        made.listen(pod, 80)
+        assert made.connects(other, pod.addresses[0], 80)
+        for networks in ("", "10.51.0.0/24"):
+            put(source / "nodes.yaml", node(name, networks, "192.0.2.1"))
+            made.status()
+            assert made.connects(other, pod.addresses[0], 80), networks or "none"
+        assert made.add_pod("x/late").addresses[0].startswith("10.51.0.")
