@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from enforcer.demo.lab import Lab
-from tests.e2e.conftest import WEB_TO_DB, put
+from tests.e2e.conftest import EXECUTABLE, WEB_TO_DB, put
 
 pytestmark = pytest.mark.netns
 ROOT = Path(__file__).parents[2]
@@ -29,7 +31,20 @@ def drawbridge(lab: Lab, *words: str, status: int = 0) -> str:
 
 def test_the_commands_of_the_readme_are_those_that_are_tested_here() -> None:
     table = re.findall(r"`drawbridge (\w+)", (ROOT / "README.md").read_text())
-    assert set(table) == {"agent", "status", "check", "render", "explain", "pods", "policies", "uninstall"}
+    assert set(table) == {"agent", "status", "check", "render", "explain", "pods", "policies", "config", "install",
+                          "uninstall"}  # fmt: skip
+
+
+def test_config_prints_every_key(lab: Lab) -> None:
+    assert {"network", "routing", "masquerade", "metricsAddress"} <= yaml.safe_load(drawbridge(lab, "config")).keys()
+
+
+def test_install_puts_the_executable_where_it_is_told(lab: Lab, tmp_path: Path) -> None:
+    words = ("install", "--cni-bin-dir", str(tmp_path), "--executable", str(EXECUTABLE))
+    assert "is installed" in drawbridge(lab, *words)
+    assert (tmp_path / "drawbridge").read_bytes() == EXECUTABLE.read_bytes()
+    assert os.access(tmp_path / "drawbridge", os.X_OK)
+    assert "was there" in drawbridge(lab, *words)
 
 
 def test_what_the_agent_knows_is_shown_for_people_and_for_scripts(lab: Lab, source: Path) -> None:
@@ -103,6 +118,8 @@ def test_the_version_and_help_of_each_command_are_there(lab: Lab) -> None:
         "pods",
         "policies",
         "demo",
+        "config",
+        "install",
         "uninstall",
         "version",
     ):
