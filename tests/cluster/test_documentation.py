@@ -46,6 +46,7 @@ _SECONDS = 45.0
 # What differs from one cluster to the next.
 _VARIES = [
     (r"\bdrawbridge-[a-z0-9]{5}\b", "drawbridge-POD"),
+    (r"\bdrawbridge-config-[a-z0-9]{10}\b", "drawbridge-config-HASH"),
     (r"\bdbr[0-9a-f]{11}\b", "PORT"),
     (r"\b10\.244\.(\d)\.[1-9]\d*\b", r"10.244.\1.N"),
     (r"\bfd00:10:244:(1?):?:[0-9a-f]+\b", r"fd00:\1:N"),
@@ -264,7 +265,12 @@ def mended(reader: Reader) -> None:
     reader.follow([Step("", "reach web-0 db-0", "reached\n")])
     for node in cluster.nodes:
         said = reader.run(Step("", f"drawbridge {node} status --wait 20", ""))
-        assert said.startswith("in sync") and "amiss" not in said and "wrong" not in said and "no pod can start" not in said, said
+        assert (
+            said.startswith("in sync")
+            and "amiss" not in said
+            and "wrong" not in said
+            and "no pod can start" not in said
+        ), said
 
 
 def tidy(cluster: Cluster) -> None:
