@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import structlog
 
-from cni import install
+from cni.install import BIN_DIR
 from cni.ipam import Store
 from cni.netlink import NetlinkError
 from cni.node import Node, bridged_past_policy
 from cni.operations import EnforcerUnavailable, Operations
 from cni.routes import NodeRoutes
 from cni.server import CniServer
+from enforcer.answers import Answers
 from enforcer.config import Config
-from enforcer.control import ControlError, ControlServer
-from enforcer.explain import Evidence, Question, QuestionError, explain
+from enforcer.control import ControlServer
+from enforcer.housekeeping import Housekeeping
 from enforcer.kernel.netlink import TableWatch
 from enforcer.kernel.nftables import Tables
 from enforcer.lock import Lock
-from enforcer.model.addresses import Network, format_address
-from enforcer.model.changes import Rejection
+from enforcer.model.addresses import Network
 from enforcer.model.objects import Attachment
 from enforcer.model.objects import Node as NodeObject
 from enforcer.observe.health import HealthServer
 from enforcer.observe.metrics import KernelCollector, Metrics
-from enforcer.policy.endpoints import Standing
 from enforcer.reconcile.reconciler import NotReadyError, Reconciler, Settings
-from enforcer.ruleset.objects import Table
-from enforcer.sources import Heard
+from enforcer.sources import Source
 from enforcer.sources.directory import DirectorySource
-from enforcer.translate import names
 from enforcer.translate.rules import BaseSettings
 
 if TYPE_CHECKING:
@@ -47,7 +42,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _ENDS = {signal.SIGTERM, signal.SIGINT}
-_FIRST_LOOK_SECONDS, _LOOK_SECONDS = 0.1, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,29 +59,7 @@ class Options:
     pod_cidrs: tuple[Network, ...]
     config: Config
     cni_conf_dir: Path | None = None
-    cni_bin_dir: Path = install.BIN_DIR
-
-
-class Source(Protocol):
-    """What hands objects to the loop."""
-
-    def start(self) -> None:
-        """Begin."""
-
-    def alive(self) -> bool:
-        """Whether it runs."""
-
-    def stop(self) -> None:
-        """End; nothing is handed on after that."""
-
-    def catch_up(self, seconds: float) -> bool:
-        """Return when all that is there now has been handed on; False if that takes longer."""
-
-    def rejections(self) -> tuple[Rejection, ...]:
-        """What cannot be used, and why."""
-
-    def heard(self) -> tuple[Heard, ...]:
-        """How old what has been handed on is, by kind, where that is not simply now."""
+    cni_bin_dir: Path = BIN_DIR
 
 
 class _Enforcer:
@@ -150,6 +122,7 @@ class Agent:
             ),
         )
         self._reconciler = Reconciler(Tables(), settings, self._metrics)
+        self._enforcer = _Enforcer(self._reconciler)
         self._events: EventWriter | None = None
         self._source, self._source_name = self._open_source()
         self._store = Store(options.run_dir / "state.db")
@@ -157,12 +130,15 @@ class Agent:
         self._operations = Operations(
             store=self._store,
             node=self._node,
-            enforcer=_Enforcer(self._reconciler),
+            enforcer=self._enforcer,
         )
-        self._wrong_settings: list[str] = []
         self._routes = NodeRoutes(own=options.node, setup=self._node, routing=config.routing, tunnel=config.tunnel)
-        self._announced = not self._network or options.cni_conf_dir is None
-        self._amiss: list[str] = []
+        self._housekeeping = Housekeeping(
+            self._node.set_back if self._network else bridged_past_policy,
+            self._unready,
+            conf_dir=options.cni_conf_dir if self._network else None,
+            bin_dir=options.cni_bin_dir,
+        )
         if follows_nodes:
             self._reconciler.follow_nodes(self._follow_nodes)
 
@@ -187,19 +163,13 @@ class Agent:
         if self._events is not None:
             self._events.start()
         cni = CniServer(self._options.run_dir / "cni.sock", self._operations) if self._network else None
-        control = ControlServer(self._options.run_dir, self._doors())
+        control = ControlServer(self._options.run_dir, self._answers().by_name())
         if cni is not None:
             cni.start()
         control.start()
         log.info("agent started", node=self._options.node, source=self._source_name, pid=os.getpid())
-        while signal.sigtimedwait(_ENDS, _LOOK_SECONDS if self._announced else _FIRST_LOOK_SECONDS) is None:
-            now = self._node.set_back() if self._network else bridged_past_policy()
-            if now != self._wrong_settings:
-                self._wrong_settings = now
-                log.warning("settings of the node are not as the agent needs them", settings=now or "right again")
-            if (amiss := self._announce()) != self._amiss:
-                self._amiss = amiss
-                log.warning("what is amiss on the node has changed", amiss=amiss or "nothing any more")
+        while signal.sigtimedwait(_ENDS, self._housekeeping.pause) is None:
+            self._housekeeping.look()
             if not (self._reconciler.alive() and self._source.alive() and watcher.is_alive() and self._routes.alive()):
                 log.error("a thread of the agent has ended; the kernel's rules stand, restart the agent")
                 # The CNI server's threads may wait for the loop for ever.
@@ -245,20 +215,21 @@ class Agent:
                 "the node's pod CIDRs cannot be used", cidrs=[str(cidr) for cidr in node.pod_cidrs], error=str(error)
             )
 
-    def _announce(self) -> list[str]:
-        """Give the runtime its network configuration, if pods can be attached; what is amiss with it, in words."""
-        folder = self._options.cni_conf_dir
-        if not self._network or folder is None or self._operations.unready() is not None:
-            return []
-        try:
-            if install.install_configuration(folder, self._options.cni_bin_dir):
-                log.info("network configuration written; the node becomes ready", folder=str(folder))
-            self._announced = True
-            return [
-                f"{folder / name}: the runtime takes it before ours; remove it" for name in install.preceding(folder)
-            ]
-        except OSError as error:
-            return [f"the network configuration cannot be written, no pod starts here: {error}"]
+    def _unready(self) -> str | None:
+        """Why no pod can be attached or, where another network attaches them, no policy enforced; None if it can."""
+        return self._operations.unready() if self._network else self._enforcer.ready()
+
+    def _answers(self) -> Answers:
+        return Answers(
+            reconciler=self._reconciler,
+            source=self._source,
+            source_name=self._source_name,
+            node=self._options.node,
+            unready=self._operations.unready if self._network else lambda: None,
+            gateways=self._operations.gateways,
+            node_open=self._options.config.pod_to_own_node == "allow",
+            housekeeping=self._housekeeping,
+        )
 
     def _watch(self, watch: TableWatch) -> None:
         while True:
@@ -279,94 +250,9 @@ class Agent:
         server = HealthServer(
             address,
             self._metrics.registry,
-            live=_Enforcer(self._reconciler).live,
-            ready=self._operations.unready if self._network else _Enforcer(self._reconciler).ready,
-            remarks=lambda: [*self._wrong_settings, *map(str, self._source.heard())],
+            live=self._enforcer.live,
+            ready=self._unready,
+            remarks=lambda: [*self._housekeeping.settings, *map(str, self._source.heard())],
         )
         server.start()
         return server
-
-    # What the command line asks, by name
-
-    def _doors(self) -> Mapping[str, Any]:
-        return {
-            "status": self._status,
-            "pods": self._on_loop(self._pods),
-            "policies": self._on_loop(self._policies),
-            "explain": self._on_loop(self._explain),
-        }
-
-    def _on_loop(self, function: Any) -> Any:
-        return lambda arguments: self._reconciler.call(lambda: function(arguments))
-
-    def _status(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        deadline = time.monotonic() + float(arguments.get("wait", 0))
-        fresh = self._source.catch_up(deadline - time.monotonic())
-        held = self._reconciler.barrier(max(0.0, deadline - time.monotonic())) and fresh
-        state = self._reconciler.call(self._reconciler.state)
-        known = {(r.kind, r.namespace, r.name) for r in self._source.rejections()}
-        extra = [r for r in state.rejections if (r.kind, r.namespace, r.name) not in known]
-        return {
-            "synced": held and state.synced,
-            "node": self._options.node,
-            "source": self._source_name,
-            "pods": {"local": state.local_pods, "cluster": state.cluster_pods},
-            "attachments": state.attachments,
-            "policies": state.policies,
-            "rejected": [dataclasses.asdict(r) for r in (*self._source.rejections(), *extra)],
-            "heard": [dataclasses.asdict(heard) for heard in self._source.heard()],
-            "settings": self._wrong_settings,
-            "failure": state.failure,
-            "unready": self._operations.unready() if self._network else None,
-            "amiss": self._amiss,
-            "table": str(Table.POLICY),
-        }
-
-    def _pods(self, _: Mapping[str, Any]) -> list[dict[str, Any]]:
-        ports = {a.pod: a for a in self._reconciler.attachments}
-        rows = []
-        for endpoint in sorted(self._reconciler.cluster.endpoints.values(), key=lambda e: e.key):
-            attachment = ports.get(endpoint.key.split(" ")[0])
-            rows.append(
-                {
-                    "pod": endpoint.key,
-                    "addresses": [format_address(address) for address in endpoint.addresses],
-                    "local": endpoint.local,
-                    "standing": endpoint.standing.value,
-                    "port": attachment.port if attachment and endpoint.local else "",
-                    "labels": dict(endpoint.labels),
-                    "known": endpoint.standing is Standing.POD,
-                }
-            )
-        return rows
-
-    def _policies(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        packets = {name: counted for name, (counted, _) in self._reconciler.tables.counters().items()}
-        policies = [
-            {
-                "policy": policy.key,
-                "pods": self._reconciler.selected(policy.key),
-                "rejected": policy.rejected,
-                "packets": {
-                    direction.value: packets.get(names.policy_chain(policy.key, direction), 0)
-                    for direction in policy.rules
-                },
-            }
-            for policy in sorted(self._reconciler.cluster.policies.values(), key=lambda policy: policy.key)
-        ]
-        denied = {name.partition("/")[2]: counted for name, counted in packets.items() if name.startswith("denied/")}
-        return {"policies": policies, "denied": denied}
-
-    def _explain(self, arguments: Mapping[str, Any]) -> Sequence[Any]:
-        tables = self._reconciler.tables
-        evidence = Evidence(
-            view=tables,
-            counters=tables.counters(),
-            node=self._operations.gateways(),
-            node_open=self._options.config.pod_to_own_node == "allow",
-            closed=self._reconciler.closed_networks,
-        )
-        try:
-            return explain(self._reconciler.cluster, Question(**arguments), evidence)
-        except QuestionError as error:
-            raise ControlError(str(error)) from error

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
+
+from enforcer.model.changes import Rejection
 
 
 class SourceError(Exception):
@@ -24,3 +27,25 @@ class Heard:
         if self.trouble:
             return f"{self.kind} not read for {self.seconds:.0f} s: {self.trouble}"
         return f"{self.kind} heard of {self.seconds:.0f} s ago"
+
+
+class Source(Protocol):
+    """What hands objects to the loop."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def alive(self) -> bool:
+        """Whether it runs."""
+
+    def stop(self) -> None:
+        """End; nothing is handed on after that."""
+
+    def catch_up(self, seconds: float) -> bool:
+        """Return when all that is there now has been handed on; False if that takes longer."""
+
+    def rejections(self) -> tuple[Rejection, ...]:
+        """What cannot be used, and why."""
+
+    def heard(self) -> tuple[Heard, ...]:
+        """How old what has been handed on is, by kind, where that is not simply now."""

@@ -1,0 +1,126 @@
+"""What the agent answers to the command line, by the name of the question."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from enforcer.control import ControlError
+from enforcer.explain import Evidence, Question, QuestionError, explain
+from enforcer.housekeeping import Housekeeping
+from enforcer.model.addresses import Address, format_address
+from enforcer.policy.endpoints import Standing
+from enforcer.reconcile.reconciler import Reconciler
+from enforcer.ruleset.objects import Table
+from enforcer.sources import Source
+from enforcer.translate import names
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """Answers of one agent; each is JSON, and asked from threads of the control door.
+
+    Attributes:
+        reconciler: the loop, between whose transactions it is asked.
+        source: where objects come from; ``source_name`` is for people.
+        node: this node's name.
+        unready: why no pod can be attached now; None if one can, or if another attaches them.
+        gateways: the node's own addresses on the pod network.
+        node_open: whether egress policies pass over a pod's own node.
+        housekeeping: what it found.
+    """
+
+    reconciler: Reconciler
+    source: Source
+    source_name: str
+    node: str
+    unready: Callable[[], str | None]
+    gateways: Callable[[], tuple[Address, ...]]
+    node_open: bool
+    housekeeping: Housekeeping
+
+    def by_name(self) -> Mapping[str, Callable[[Mapping[str, Any]], Any]]:
+        """The answers, as ``ControlServer`` takes them."""
+        return {
+            "status": self._status,
+            "pods": self._on_loop(self._pods),
+            "policies": self._on_loop(self._policies),
+            "explain": self._on_loop(self._explain),
+        }
+
+    def _on_loop(self, function: Any) -> Any:
+        return lambda arguments: self.reconciler.call(lambda: function(arguments))
+
+    def _status(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        deadline = time.monotonic() + float(arguments.get("wait", 0))
+        fresh = self.source.catch_up(deadline - time.monotonic())
+        held = self.reconciler.barrier(max(0.0, deadline - time.monotonic())) and fresh
+        state = self.reconciler.call(self.reconciler.state)
+        known = {(r.kind, r.namespace, r.name) for r in self.source.rejections()}
+        extra = [r for r in state.rejections if (r.kind, r.namespace, r.name) not in known]
+        return {
+            "synced": held and state.synced,
+            "node": self.node,
+            "source": self.source_name,
+            "pods": {"local": state.local_pods, "cluster": state.cluster_pods},
+            "attachments": state.attachments,
+            "policies": state.policies,
+            "rejected": [dataclasses.asdict(r) for r in (*self.source.rejections(), *extra)],
+            "heard": [dataclasses.asdict(heard) for heard in self.source.heard()],
+            "settings": self.housekeeping.settings,
+            "failure": state.failure,
+            "unready": self.unready(),
+            "amiss": self.housekeeping.amiss,
+            "table": str(Table.POLICY),
+        }
+
+    def _pods(self, _: Mapping[str, Any]) -> list[dict[str, Any]]:
+        ports = {a.pod: a for a in self.reconciler.attachments}
+        rows = []
+        for endpoint in sorted(self.reconciler.cluster.endpoints.values(), key=lambda e: e.key):
+            attachment = ports.get(endpoint.key.split(" ")[0])
+            rows.append(
+                {
+                    "pod": endpoint.key,
+                    "addresses": [format_address(address) for address in endpoint.addresses],
+                    "local": endpoint.local,
+                    "standing": endpoint.standing.value,
+                    "port": attachment.port if attachment and endpoint.local else "",
+                    "labels": dict(endpoint.labels),
+                    "known": endpoint.standing is Standing.POD,
+                }
+            )
+        return rows
+
+    def _policies(self, _: Mapping[str, Any]) -> dict[str, Any]:
+        packets = {name: counted for name, (counted, _) in self.reconciler.tables.counters().items()}
+        policies = [
+            {
+                "policy": policy.key,
+                "pods": self.reconciler.selected(policy.key),
+                "rejected": policy.rejected,
+                "packets": {
+                    direction.value: packets.get(names.policy_chain(policy.key, direction), 0)
+                    for direction in policy.rules
+                },
+            }
+            for policy in sorted(self.reconciler.cluster.policies.values(), key=lambda policy: policy.key)
+        ]
+        denied = {name.partition("/")[2]: counted for name, counted in packets.items() if name.startswith("denied/")}
+        return {"policies": policies, "denied": denied}
+
+    def _explain(self, arguments: Mapping[str, Any]) -> Sequence[Any]:
+        tables = self.reconciler.tables
+        evidence = Evidence(
+            view=tables,
+            counters=tables.counters(),
+            node=self.gateways(),
+            node_open=self.node_open,
+            closed=self.reconciler.closed_networks,
+        )
+        try:
+            return explain(self.reconciler.cluster, Question(**arguments), evidence)
+        except QuestionError as error:
+            raise ControlError(str(error)) from error
