@@ -88,7 +88,7 @@ test: setup test-packages ## Every test but those on clusters; root, in network 
 .PHONY: e2e
 e2e: setup e2e-packages image ## Tests on real clusters of several machines on this one; root, builds Kubernetes once
 	@$(BIN)/python -m tests.tools.build
-	@$(PYTEST) tests/cluster
+	@$(PYTEST) --numprocesses=2 --dist=loadfile tests/cluster
 
 .PHONY: conformance
 conformance: setup e2e-packages image ## Kubernetes' own tests of pod networks and NetworkPolicy on such a cluster; root
@@ -97,11 +97,12 @@ conformance: setup e2e-packages image ## Kubernetes' own tests of pod networks a
 	@$(SUDO) env DRAWBRIDGE_TEST_CACHE=$(DRAWBRIDGE_TEST_CACHE) $(BIN)/python -m tests.conformance
 
 .PHONY: lint
-lint: setup ## ruff, mypy strict, import contracts
+lint: setup ## ruff, mypy strict, import contracts; and that every test can be imported
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@said=$$($(BIN)/python -m pytest --collect-only --quiet --quiet tests tests/cluster) || { echo "$$said"; exit 1; }
 
 .PHONY: bench
 bench: setup test-packages bench-packages ## Figures of docs/performance.md, as ratios in one run

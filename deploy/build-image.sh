@@ -38,5 +38,10 @@ buildah push --quiet "$image" "oci-archive:$archive.new:$image"
 container=$(buildah from "$image")
 buildah run --isolation chroot "$container" -- sh -c 'cat /opt/drawbridge/*-packages' >"$archive.packages"
 buildah rm "$container" >/dev/null
+megabytes=$(($(stat -c %s "$archive.new") / 1000000))
+if [ "$megabytes" -ge 100 ]; then
+	echo "$megabytes MB compressed: what of it is not needed? The image is to stay below 100 MB" >&2
+	exit 1
+fi
 mv "$archive.new" "$archive"
-echo "$(($(stat -c %s "$archive") / 1000000)) MB compressed; $(wc -l <"$archive.packages") packages in $archive.packages"
+echo "$megabytes MB compressed; $(wc -l <"$archive.packages") packages in $archive.packages"

@@ -13,6 +13,8 @@ from msgspec import Meta
 from enforcer.model.addresses import Network
 from enforcer.model.tunnel import Vxlan
 
+_LAST_PORT = (1 << 16) - 1
+
 
 class ConfigError(Exception):
     """The configuration cannot be used; the text names the file, every key that is wrong, and what is wanted."""
@@ -114,6 +116,8 @@ class Config(msgspec.Struct, rename="camel", frozen=True, kw_only=True, forbid_u
         found = []
         if self.revoked_connection_mark & (self.revoked_connection_mark - 1):
             found.append(f"`revokedConnectionMark`: must be one bit or 0, got {self.revoked_connection_mark:#x}")
+        if self.metrics_address and int(self.metrics_address.rpartition(":")[2]) > _LAST_PORT:
+            found.append(f"`metricsAddress`: a port is at most {_LAST_PORT}, got `{self.metrics_address}`")
         for text in self.not_masqueraded:
             try:
                 Network.parse(text)

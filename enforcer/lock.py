@@ -23,7 +23,7 @@ class Lock:
     def __init__(self, run_dir: Path | None = None) -> None:
         # Only root can open these: nobody else can keep an agent from starting.
         _FOLDER.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._held: list[int] = []
+        self._held: list[tuple[int, Path]] = []
         namespace = Path("/proc/thread-self/ns/net").stat().st_ino
         self._hold(_FOLDER / f"netns-{namespace}.lock", "runs in this network namespace; stop it first")
         if run_dir is not None:
@@ -31,7 +31,7 @@ class Lock:
 
     def _hold(self, path: Path, what: str) -> None:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._held.append(file)
+        self._held.append((file, path))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -41,4 +41,10 @@ class Lock:
     def release(self) -> None:
         """Let go before the process ends."""
         while self._held:
-            os.close(self._held.pop())
+            os.close(self._held.pop()[0])
+
+    def remove(self) -> None:
+        """Let go, and leave no file behind."""
+        for _, path in self._held:
+            path.unlink(missing_ok=True)
+        self.release()

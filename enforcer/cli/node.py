@@ -56,7 +56,7 @@ def uninstall(run_dir: Path, cni_bin_dir: Path, cni_conf_dir: Path) -> None:
     if os.geteuid() != 0:
         raise click.ClickException("only root can remove links and tables: use sudo")
     try:
-        lock = Lock()
+        lock = Lock(run_dir if run_dir.is_dir() else None)
     except LockError as error:
         raise click.ClickException(str(error)) from error
     from cni.node import remove_all  # noqa: PLC0415
@@ -70,7 +70,7 @@ def uninstall(run_dir: Path, cni_bin_dir: Path, cni_conf_dir: Path) -> None:
     for path in (*run_dir.glob("state.db*"), *run_dir.glob("*.sock")):
         path.unlink(missing_ok=True)
         click.echo(f"removed {path}")
-    lock.release()
+    lock.remove()
 
 
 @click.command()

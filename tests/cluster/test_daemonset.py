@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +28,7 @@ from tests.kubernetes.processes import ProgramError, wait_until
 
 IMAGE = "localhost/drawbridge:0.1.0"
 NEXT_IMAGE = "localhost/drawbridge:next"
+ECHO_PORT = 7777
 AGENT = ("pgrep", "-f", "drawbridge agent")
 
 
@@ -106,18 +109,52 @@ def test_an_upgrade_goes_node_by_node_and_flows_and_policies_outlive_it(pods: Cl
     for node in pods.nodes:
         pods.run_on(node, "ctr", "--namespace=k8s.io", "images", "tag", IMAGE, NEXT_IMAGE)
     before = {node: agent_pod(pods, node)["metadata"]["uid"] for node in pods.nodes}
-    # A transfer that lasts longer than the upgrade.
     target = addresses(pods, "node-2")[0]
-    command = f"(while sleep 0.2; do echo x; done) | nc {target} {PORT}"
-    pods.kubectl("exec", "node-1", "--", "sh", "-c", f"{command} >/dev/null 2>&1 &")
-    flow = ("nft", "list", "table", "inet", "drawbridge")
+    lines = start_flow(pods, target)
     pods.kubectl("apply", "-f", "-", stdin=MANIFEST.read_text().replace(IMAGE, NEXT_IMAGE))
     while not (rolled := rolled_out(pods)):
-        assert pods.run_on("node-2", *flow)
+        assert agents_away(pods) <= 1
+        assert pods.run_on("node-2", "nft", "list", "table", "inet", "drawbridge")
         assert refused(pods, "stranger", target), rolled
     assert all(agent_pod(pods, node)["metadata"]["uid"] != uid for node, uid in before.items())
+    after = lines()
+    wait_until(lambda: lines() > after, "the connection of before still carries lines", seconds=20)
     assert policy_holds(pods)
     apply(pods, MANIFEST.read_text())
+
+
+def start_flow(cluster: Cluster, target: str) -> Callable[[], int]:
+    """Open one connection from the server on node-1 to one on node-2 that sends back what it gets, a line at a time.
+
+    Returns:
+        How many lines have come back until now.
+    """
+    echo = f"nc -l {ECHO_PORT} </tmp/echo | tee /tmp/echo"
+    cluster.kubectl("exec", "node-2", "--", "sh", "-c", f"mkfifo /tmp/echo; ({echo}) >/dev/null 2>&1 </dev/null &")
+    talk = f"(while sleep 0.2; do echo x; done) | nc {target} {ECHO_PORT} >/tmp/lines"
+    cluster.kubectl("exec", "node-1", "--", "sh", "-c", f"({talk}) >/dev/null 2>&1 </dev/null &")
+
+    def lines() -> int:
+        return int(cluster.kubectl("exec", "node-1", "--", "sh", "-c", "wc -l </tmp/lines"))
+
+    wait_until(lambda: lines() > 0, "the connection carries lines", seconds=20)
+    return lines
+
+
+def agents_away(cluster: Cluster) -> int:
+    """How many nodes have no agent that is ready."""
+    return len(cluster.nodes) - len([pod for pod in agents(cluster) if ready(pod)])
+
+
+def agents(cluster: Cluster) -> list[dict[str, Any]]:
+    selector = ("-l", "app.kubernetes.io/name=drawbridge")
+    found: list[dict[str, Any]] = cluster.get("pods", f"--namespace={NAMESPACE}", *selector)["items"]
+    return found
+
+
+def ready(pod: dict[str, Any]) -> bool:
+    conditions = pod["status"].get("conditions", ())
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
 
 
 def rolled_out(cluster: Cluster) -> bool:
@@ -170,6 +207,6 @@ def test_uninstall_leaves_nothing_on_any_node(pods: Cluster) -> None:
         for family in ("-4", "-6"):
             assert pods.run_on(node, "ip", family, "route", "show", "proto", "84") == ""
         assert "drawbridge" not in pods.run_on(node, "ls", "/opt/cni/bin", "/etc/cni/net.d")
-        assert pods.run_on(node, "find", "/run/drawbridge", "-name", "*.db*", "-o", "-name", "*.sock") == ""
+        assert pods.run_on(node, "ls", "/run/drawbridge") == ""
     left = pods.get("clusterroles,clusterrolebindings,serviceaccounts,configmaps,daemonsets", "--all-namespaces")
     assert not [item["metadata"]["name"] for item in left["items"] if "drawbridge" in item["metadata"]["name"]]
