@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 MANIFEST = ROOT / "deploy" / "drawbridge.yaml"
 IMAGE = ROOT / "build" / "image" / "drawbridge.tar"
 NAMESPACE = "kube-system"
-_UNINSTALL = ROOT / "deploy" / "uninstall.yaml"
+_UNINSTALL = ROOT / "deploy" / "uninstall"
 _SECONDS = 90.0
 
 
@@ -56,10 +56,10 @@ def uninstall(cluster: Cluster) -> None:
     selector = ("-l", "app.kubernetes.io/name=drawbridge")
     cluster.kubectl("wait", "--for=delete", "pod", *selector, f"--namespace={NAMESPACE}", "--timeout=60s", seconds=70)
     cluster.kubectl("delete", "configmap", f"--namespace={NAMESPACE}", *selector)
-    cluster.kubectl("apply", "-f", _UNINSTALL)
+    cluster.kubectl("apply", "-k", _UNINSTALL)
     words = ("rollout", "status", "daemonset/drawbridge-uninstall", f"--namespace={NAMESPACE}", "--timeout=60s")
     cluster.kubectl(*words, seconds=70)
-    cluster.kubectl("delete", "--wait", "-f", _UNINSTALL)
+    cluster.kubectl("delete", "--wait", "-k", _UNINSTALL)
 
 
 def settle(cluster: Cluster) -> None:

@@ -9,12 +9,41 @@ import pytest
 
 from tests.cluster import images
 from tests.cluster.cluster import Cluster
+from tests.cluster.installation import MANIFEST, NAMESPACE, ROOT, apply, configured, drawbridge, install
 from tests.cluster.test_cluster import configure, connect_nodes
-from tests.cluster.test_drawbridge import drawbridge, install, policy
-from tests.cluster.test_policy_only import pod, run_pods, start_policy_only, stop_agent, uninstall, until
+from tests.cluster.test_drawbridge import policy
+from tests.cluster.test_policy_only import pod, run_pods, until
 from tests.kubernetes.processes import wait_until
 
+MIGRATION = ROOT / "deploy" / "migration"
+# What runs on a node, by the node's label.
+RUNS = {"policy-only": "drawbridge-policy-only", "bridge": "drawbridge", "uninstall": "drawbridge-uninstall"}
 PODS = {"node-1": ("here", "stranger"), "node-2": ("far",)}
+
+
+def settled(cluster: Cluster, node: str, value: str) -> None:
+    """Return when what a value of the label stands for runs on a node, is ready, and alone."""
+
+    def runs() -> dict[str, str]:
+        selectors = (
+            "-l",
+            f"app.kubernetes.io/name in ({','.join(RUNS.values())})",
+            f"--field-selector=spec.nodeName={node}",
+        )
+        found = cluster.get("pods", f"--namespace={NAMESPACE}", *selectors)["items"]
+        return {
+            item["metadata"]["labels"]["app.kubernetes.io/name"]: condition["status"]
+            for item in found
+            for condition in item["status"].get("conditions", [])
+            if condition["type"] == "Ready"
+        }
+
+    wait_until(lambda: runs() == {RUNS[value]: "True"}, f"{node} has {RUNS[value]} alone", seconds=90)
+
+
+def change(cluster: Cluster, node: str, value: str) -> None:
+    cluster.kubectl("label", "--overwrite", "node", node, f"drawbridge={value}")
+    settled(cluster, node, value)
 
 
 def run_pods_of(cluster: Cluster, node: str) -> None:
@@ -47,19 +76,25 @@ def pods(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
 
 def test_policy_only_comes_first_and_no_pod_is_restarted(pods: Cluster) -> None:
     until(pods, "stranger", "far", True)
-    for node in pods.nodes:
-        start_policy_only(pods, node)
+    install(pods, configured(network="none"))
     holds(pods)
     assert {p["metadata"]["name"] for p in pods.get("pods")["items"]} == {"here", "stranger", "far"}
     assert not any(p["status"]["containerStatuses"][0]["restartCount"] for p in pods.get("pods")["items"])
 
 
+def test_labels_take_over_from_policy_only_on_all_nodes(pods: Cluster) -> None:
+    pods.kubectl("label", "nodes", "--all", "drawbridge=policy-only")
+    pods.kubectl("apply", "-k", MIGRATION)
+    for node in pods.nodes:
+        settled(pods, node, "policy-only")
+    holds(pods)
+
+
 @pytest.mark.parametrize("node", ["node-2", "node-1"])
 def test_a_node_is_moved_and_reaches_the_nodes_that_are_not_and_policies_hold(pods: Cluster, node: str) -> None:
     drain(pods, node)
-    stop_agent(pods, node)
     pods.run_on(node, "rm", "/etc/cni/net.d/10-pods.conflist")
-    install(pods, node, pods.control_plane.kubeconfig)
+    change(pods, node, "bridge")
     pods.kubectl("uncordon", node)
     run_pods_of(pods, node)
     holds(pods)
@@ -82,12 +117,29 @@ def test_where_the_other_networks_routes_go_drawbridges_own_take_their_place(pod
     holds(pods)
 
 
+def test_the_daemonset_of_all_nodes_takes_over_and_hands_back(pods: Cluster) -> None:
+    pods.kubectl("delete", "-k", MIGRATION / "policy-only")
+    pods.kubectl("delete", "-k", ROOT / "deploy" / "uninstall")
+    apply(pods, MANIFEST.read_text())
+    pods.kubectl("label", "nodes", "--all", "drawbridge-")
+    for node in pods.nodes:
+        settled(pods, node, "bridge")
+    holds(pods)
+    pods.kubectl("label", "nodes", "--all", "drawbridge=bridge")
+    pods.kubectl("apply", "-k", MIGRATION)
+    for node in pods.nodes:
+        settled(pods, node, "bridge")
+    holds(pods)
+
+
 @pytest.mark.parametrize("node", ["node-2", "node-1"])
 def test_a_node_is_moved_back_and_nothing_of_drawbridge_is_left_on_it(pods: Cluster, node: str) -> None:
     drain(pods, node)
-    stop_agent(pods, node)
-    uninstall(pods, node)
+    change(pods, node, "uninstall")
     assert "drawbridge" not in pods.run_on(node, "ls", "/etc/cni/net.d", "/opt/cni/bin")
+    assert "drawbridge" not in pods.run_on(node, "nft", "list", "tables")
+    links = pods.run_on(node, "ip", "-br", "link")
+    assert "dbr" not in links and "drawbridge" not in links
     (found,) = (n for n in pods.get("nodes")["items"] if n["metadata"]["name"] == node)
     configure(pods, node, found["spec"]["podCIDRs"])
     for other in pods.get("nodes")["items"]:
@@ -95,12 +147,23 @@ def test_a_node_is_moved_back_and_nothing_of_drawbridge_is_left_on_it(pods: Clus
         if other["metadata"]["name"] != node:
             for network, gateway in zip(other["spec"]["podCIDRs"], pods.nodes[other["metadata"]["name"]], strict=True):
                 pods.run_on(node, "ip", "route", "replace", network, "via", gateway)
+    change(pods, node, "policy-only")
     pods.kubectl("uncordon", node)
-    start_policy_only(pods, node)
     run_pods_of(pods, node)
     holds(pods)
-    assert "dbr" not in pods.run_on(node, "ip", "-br", "link")
-    stop_agent(pods, node)
-    uninstall(pods, node)
-    assert "drawbridge" not in pods.run_on(node, "nft", "list", "tables")
-    start_policy_only(pods, node)
+
+
+def test_policy_only_ends_on_one_node_and_holds_on_the_other_and_then_all_is_gone(pods: Cluster) -> None:
+    change(pods, "node-2", "uninstall")
+    assert "drawbridge" not in pods.run_on("node-2", "nft", "list", "tables")
+    until(pods, "stranger", "far", True)
+    until(pods, "stranger", "here", False)
+    change(pods, "node-1", "uninstall")
+    until(pods, "stranger", "here", True)
+    for node in pods.nodes:
+        assert "drawbridge" not in pods.run_on(node, "nft", "list", "tables")
+        assert "drawbridge" not in pods.run_on(node, "ls", "/etc/cni/net.d", "/opt/cni/bin")
+    pods.kubectl("delete", "--wait", "-k", MIGRATION)
+    pods.kubectl("delete", "configmap", f"--namespace={NAMESPACE}", "-l", "app.kubernetes.io/name=drawbridge")
+    left = pods.get("clusterroles,clusterrolebindings,serviceaccounts,configmaps,daemonsets", "--all-namespaces")
+    assert not [item["metadata"]["name"] for item in left["items"] if "drawbridge" in item["metadata"]["name"]]

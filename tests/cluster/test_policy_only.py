@@ -8,11 +8,11 @@ import pytest
 
 from tests.cluster import images
 from tests.cluster.cluster import Cluster
+from tests.cluster.installation import NAMESPACE, apply, configured, drawbridge, install, uninstall
 from tests.cluster.test_cluster import PORT, connect_nodes, server
-from tests.cluster.test_drawbridge import addresses, drawbridge, policy, start_agent
+from tests.cluster.test_drawbridge import addresses, policy
 from tests.kubernetes.processes import ProgramError, wait_until
 
-CONFIG = "/etc/drawbridge.yaml"
 STRAY = "stray"
 
 
@@ -28,29 +28,13 @@ def run_pods(cluster: Cluster, *pods: str) -> None:
     cluster.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s", seconds=70)
 
 
-def start_policy_only(cluster: Cluster, node: str, **settings: str) -> None:
-    cluster.run_on(node, "tee", CONFIG, stdin=json.dumps({"network": "none", **settings}))
-    start_agent(cluster, node, cluster.control_plane.kubeconfig, "--config", CONFIG)
-
-
-def stop_agent(cluster: Cluster, node: str) -> None:
-    cluster.run_on(node, "pkill", "-f", "enforcer agent")
-    wait_until(lambda: "enforcer agent" not in cluster.run_on(node, "ps", "ax"), "the agent has ended", seconds=10)
-
-
-def uninstall(cluster: Cluster, node: str) -> None:
-    """It refuses as long as the agent has not ended, to the last of its locks."""
-    wait_until(lambda: "nftables" in drawbridge(cluster, node, "uninstall"), "it is uninstalled", seconds=10)
-
-
 @pytest.fixture(scope="module")
 def pods(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     """Two pods on node-1 and one on node-2, which are there before the agents start."""
     connect_nodes(cluster)
     cluster.load_image(images.agnhost(tmp_path_factory.mktemp("images")))
     run_pods(cluster, pod("node-1", "here"), pod("node-1", "near"), pod("node-2", "far"))
-    for node in cluster.nodes:
-        start_policy_only(cluster, node)
+    install(cluster, configured(network="none"))
     return cluster
 
 
@@ -138,11 +122,9 @@ def test_an_address_of_the_nodes_pods_is_closed_until_a_pod_is_known_for_it_unle
     with pytest.raises(ProgramError):
         drawbridge(pods, "node-1", "explain", stray, "default/far", str(PORT))
     assert not reaches(pods, "far", stray)
-    stop_agent(pods, "node-1")
-    start_policy_only(pods, "node-1", unknownPods="allow")
+    apply(pods, configured(network="none", unknownPods="allow"))
     assert [reaches(pods, STRAY, address) for address in targets] == [True] * 4
-    stop_agent(pods, "node-1")
-    start_policy_only(pods, "node-1")
+    apply(pods, configured(network="none"))
     assert [reaches(pods, STRAY, address) for address in targets] == [False] * 4
 
 
@@ -160,17 +142,21 @@ def test_a_new_pod_comes_out_of_it_by_itself(pods: Cluster) -> None:
 
 def test_rules_hold_while_no_agent_runs_and_uninstall_leaves_the_other_pod_network_as_it_is(pods: Cluster) -> None:
     def network() -> list[str]:
-        return [pods.run_on("node-1", *words) for words in (("ip", "-br", "link"), ("ip", "-br", "addr"),
-                                                            ("ip", "route"), ("ip", "-6", "route"))]  # fmt: skip
+        commands = ("ip -br link", "ip -br addr", "ip route", "ip -6 route", "ls /etc/cni/net.d")
+        return [pods.run_on(node, *command.split()) for node in pods.nodes for command in commands]
 
+    def reaches_here() -> list[bool]:
+        return reach(pods, "far", "here") + reach(pods, "near", "here")
+
+    assert not any("drawbridge" in printed for printed in network())
     pods.kubectl("apply", "-f", "-", stdin=policy("nobody"))
     until(pods, "far", "here", False)
-    stop_agent(pods, "node-1")
-    assert reach(pods, "far", "here") == [False, False]
-    assert reach(pods, "near", "here") == [False, False]
     before = network()
-    uninstall(pods, "node-1")
+    pods.kubectl("delete", "--cascade=foreground", "--wait", "daemonset", "drawbridge", f"--namespace={NAMESPACE}")
+    assert reaches_here() == [False] * 4
+    uninstall(pods)
     assert network() == before
-    assert "drawbridge" not in pods.run_on("node-1", "nft", "list", "tables")
-    assert reach(pods, "far", "here") == reach(pods, "near", "here") == [True, True]
-    pods.kubectl("delete", "networkpolicy", "only")
+    assert reaches_here() == [True] * 4
+    for node in pods.nodes:
+        assert "drawbridge" not in pods.run_on(node, "nft", "list", "tables")
+        assert "drawbridge" not in pods.run_on(node, "ls", "/opt/cni/bin")

@@ -59,6 +59,26 @@ def test_the_chart_gives_the_objects_of_the_kustomize_base() -> None:
     assert objects(template()) == objects(kustomize(DEPLOY / "base"))
 
 
+def test_no_node_and_no_pod_belongs_to_two_daemonsets_of_the_migration() -> None:
+    found = [item for (kind, _), item in objects(kustomize(DEPLOY / "migration")).items() if kind == "DaemonSet"]
+    specs = {item["metadata"]["name"]: item["spec"] for item in found}
+    assert {name: spec["template"]["spec"]["nodeSelector"]["drawbridge"] for name, spec in specs.items()} == {
+        "drawbridge-policy-only": "policy-only",
+        "drawbridge": "bridge",
+        "drawbridge-uninstall": "uninstall",
+    }
+    for name, spec in specs.items():
+        own = {"app.kubernetes.io/name": name}
+        assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"] == own
+
+
+def test_policy_only_differs_from_the_base_by_one_key() -> None:
+    base, overlay = (
+        yaml.safe_load((DEPLOY / folder / "config.yaml").read_text()) for folder in ("base", "migration/policy-only")
+    )
+    assert overlay == base | {"network": "none"}
+
+
 def test_the_chart_with_a_pod_monitor_gives_those_of_the_base_with_the_component(tmp_path: Path) -> None:
     base, component = (os.path.relpath(DEPLOY / name, tmp_path.resolve()) for name in ("base", "podmonitor"))
     (tmp_path / "kustomization.yaml").write_text(f"resources: [{base}]\ncomponents: [{component}]\n")
@@ -87,9 +107,7 @@ def test_the_chart_and_its_image_have_the_version_of_the_project() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert (chart["version"], chart["appVersion"]) == (version, version)
-    images = re.findall(
-        r"image: (.*)", (DEPLOY / "drawbridge.yaml").read_text() + (DEPLOY / "uninstall.yaml").read_text()
-    )
+    images = re.findall(r"image: (.*)", kustomize(DEPLOY / "migration"))
     assert set(images) == {f"localhost/drawbridge:{version}"}
 
 
