@@ -46,6 +46,12 @@ def change(cluster: Cluster, node: str, value: str) -> None:
     settled(cluster, node, value)
 
 
+def attaches_no_pod(cluster: Cluster, node: str) -> bool:
+    """Whether Drawbridge has neither a link on a node nor a configuration of the runtime."""
+    links = cluster.run_on(node, "ip", "-br", "link")
+    return not ("dbr" in links or "drawbridge" in links + cluster.run_on(node, "ls", "/etc/cni/net.d"))
+
+
 def run_pods_of(cluster: Cluster, node: str) -> None:
     run_pods(cluster, *(pod(node, name) for name in PODS[node]))
     if node == "node-1":
@@ -88,6 +94,7 @@ def test_labels_take_over_from_policy_only_on_all_nodes(pods: Cluster) -> None:
     for node in pods.nodes:
         settled(pods, node, "policy-only")
     holds(pods)
+    assert all(attaches_no_pod(pods, node) for node in pods.nodes)
 
 
 @pytest.mark.parametrize("node", ["node-2", "node-1"])
@@ -136,10 +143,9 @@ def test_the_daemonset_of_all_nodes_takes_over_and_hands_back(pods: Cluster) -> 
 def test_a_node_is_moved_back_and_nothing_of_drawbridge_is_left_on_it(pods: Cluster, node: str) -> None:
     drain(pods, node)
     change(pods, node, "uninstall")
-    assert "drawbridge" not in pods.run_on(node, "ls", "/etc/cni/net.d", "/opt/cni/bin")
+    assert attaches_no_pod(pods, node)
+    assert "drawbridge" not in pods.run_on(node, "ls", "/opt/cni/bin")
     assert "drawbridge" not in pods.run_on(node, "nft", "list", "tables")
-    links = pods.run_on(node, "ip", "-br", "link")
-    assert "dbr" not in links and "drawbridge" not in links
     (found,) = (n for n in pods.get("nodes")["items"] if n["metadata"]["name"] == node)
     configure(pods, node, found["spec"]["podCIDRs"])
     for other in pods.get("nodes")["items"]:
@@ -151,6 +157,7 @@ def test_a_node_is_moved_back_and_nothing_of_drawbridge_is_left_on_it(pods: Clus
     pods.kubectl("uncordon", node)
     run_pods_of(pods, node)
     holds(pods)
+    assert attaches_no_pod(pods, node)
 
 
 def test_policy_only_ends_on_one_node_and_holds_on_the_other_and_then_all_is_gone(pods: Cluster) -> None:
@@ -162,7 +169,8 @@ def test_policy_only_ends_on_one_node_and_holds_on_the_other_and_then_all_is_gon
     until(pods, "stranger", "here", True)
     for node in pods.nodes:
         assert "drawbridge" not in pods.run_on(node, "nft", "list", "tables")
-        assert "drawbridge" not in pods.run_on(node, "ls", "/etc/cni/net.d", "/opt/cni/bin")
+        assert attaches_no_pod(pods, node)
+        assert "drawbridge" not in pods.run_on(node, "ls", "/opt/cni/bin")
     pods.kubectl("delete", "--wait", "-k", MIGRATION)
     pods.kubectl("delete", "configmap", f"--namespace={NAMESPACE}", "-l", "app.kubernetes.io/name=drawbridge")
     left = pods.get("clusterroles,clusterrolebindings,serviceaccounts,configmaps,daemonsets", "--all-namespaces")
