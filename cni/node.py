@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ ROUTE_PROTOCOL = 84
 """Marks our routes (``ip route show proto 84``)."""
 PORT_PREFIX = "dbr"
 _FALLBACK_MTU, _LEAST_IPV6_MTU = 1500, 1280
+_TOLD_SECONDS = 60.0
 _BRIDGE_NETFILTER = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
 _SETTINGS = {
     "net/ipv4/ip_forward": "1",
@@ -55,6 +57,7 @@ class Node:
         self.uplink_mtu = self.mtu = _FALLBACK_MTU
         self.bridge_index = 0
         self._networks: tuple[Network, ...] = ()
+        self._put_back: dict[str, tuple[str, float]] = {}
 
     def start(self, networks: Sequence[Network]) -> None:
         """Make the bridge and the settings, or find them; idempotent.
@@ -124,16 +127,28 @@ class Node:
             Message(f"route of {network}", route, flags, rest.payload()),
         )
 
-    def set_back(self) -> list[str]:
-        """The settings that have another value now than ``start`` gave them, as ``name = value``."""
-        return [
-            f"{name.replace('/', '.')} = {now}"
-            for name, value in self._settings().items()
-            if (now := netns.read_sysctl(name)) not in {None, value}
-        ]
+    def put_back(self) -> list[str]:
+        """Give settings the values again that ``start`` gave them; those that another changed within the last minute.
+
+        Returns:
+            Each with what it was, or with what hinders.
+        """
+        now = time.monotonic()
+        for name, value in self._settings().items():
+            try:
+                before = netns.write_sysctl(name, value)
+                told = f"was {before} and is put back"
+            except OSError as error:
+                before, told = "", f"cannot be put back: {error}"
+            if before is not None:
+                self._put_back[name] = (told, now)
+        self._put_back = {name: (told, at) for name, (told, at) in self._put_back.items() if now - at < _TOLD_SECONDS}
+        return [f"{name.replace('/', '.')} {told}" for name, (told, _) in self._put_back.items()]
 
     def _settings(self) -> dict[str, str]:
-        return _SETTINGS | (dict.fromkeys(_BRIDGE_NETFILTER, "0") if self._disable_netfilter else {})
+        tunnels = {name: value for link in tunnel.LINKS.values() for name, value in link_settings(link).items()}
+        bridged = dict.fromkeys(_BRIDGE_NETFILTER, "0") if self._disable_netfilter else {}
+        return _SETTINGS | tunnels | bridged
 
     def _apply_settings(self) -> None:
         changed = {}
@@ -143,6 +158,17 @@ class Node:
                 changed[name.replace("/", ".")] = f"{before} -> {value}"
         if changed:
             log.info("node settings changed", **changed)
+
+
+def link_settings(link: str) -> dict[str, str]:
+    """The settings of a link that pods' packets come in by from elsewhere."""
+    return {
+        # What comes in is judged by our rules; loose here, as the way back may be another.
+        f"net/ipv4/conf/{link}/rp_filter": "0",
+        f"net/ipv4/conf/{link}/send_redirects": "0",
+        f"net/ipv6/conf/{link}/accept_ra": "0",
+        f"net/ipv6/conf/{link}/forwarding": "1",
+    }
 
 
 def no_link_local(step: str, index: int, mtu: int) -> list[Message]:

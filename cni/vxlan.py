@@ -16,7 +16,7 @@ import structlog
 
 from cni import netlink, netns
 from cni.netlink import Flag, Message, Netlink, NetlinkError, Rtm
-from cni.node import no_link_local
+from cni.node import link_settings, no_link_local
 from cni.topology import Tunnel
 from enforcer.model.addresses import Address, Family, family_of, format_address
 from enforcer.model.tunnel import LINK_GROUP, LINKS, OVERHEAD, Vxlan
@@ -24,13 +24,6 @@ from enforcer.model.tunnel import LINK_GROUP, LINKS, OVERHEAD, Vxlan
 log = structlog.get_logger()
 
 _REPLACE = Flag.CREATE | Flag.REPLACE
-_SETTINGS = {
-    # Our rules judge what comes in by the tunnel; where only the other end sees a router, the way back is direct.
-    "net/ipv4/conf/{}/rp_filter": "0",
-    "net/ipv4/conf/{}/send_redirects": "0",
-    "net/ipv6/conf/{}/accept_ra": "0",
-    "net/ipv6/conf/{}/forwarding": "1",
-}
 _WAYS_OUT = {
     errno.EOPNOTSUPP: "the kernel has no VXLAN: load its module vxlan, or set routing: direct",
     errno.EEXIST: "another VXLAN link has the same vxlanId and vxlanPort: choose others on every node",
@@ -127,8 +120,8 @@ def _link(nl: Netlink, name: str, present: _Present | None, shape: _Shape, mtu: 
         nl.run(Message(f"make link {name}", Rtm.NEWLINK, Flag.CREATE | Flag.EXCL, _vxlan(name, shape, mtu)))
         index = socket.if_nametoindex(name)
         nl.run(*no_link_local(f"set up link {name}", index, mtu))
-        for setting, value in _SETTINGS.items():
-            netns.write_sysctl(setting.format(name), value)
+        for setting, value in link_settings(name).items():
+            netns.write_sysctl(setting, value)
     else:
         index = present.index
     if present is None or not present.up or present.mtu != mtu:

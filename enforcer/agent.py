@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -134,7 +134,7 @@ class Agent:
         )
         self._routes = NodeRoutes(own=options.node, setup=self._node, routing=config.routing, tunnel=config.tunnel)
         self._housekeeping = Housekeeping(
-            self._node.set_back if self._network else bridged_past_policy,
+            self._node.put_back if self._network else bridged_past_policy,
             self._unready,
             conf_dir=options.cni_conf_dir if self._network else None,
             bin_dir=options.cni_bin_dir,
@@ -197,9 +197,12 @@ class Agent:
         from enforcer.sources import api, transport  # noqa: PLC0415
 
         client = transport.client(self._options.kubeconfig)
-        self._events = EventWriter(client)
+        self._events = EventWriter(client, node=self._options.node, nodes=self._node_names)
         self._reconciler.follow_rejections(self._events.rejected)
         return api.ApiSource(client, changes=changes, synced=synced), str(client.configuration.host)
+
+    def _node_names(self) -> Collection[str]:
+        return self._reconciler.call(lambda: frozenset(self._reconciler.nodes))
 
     def _follow_nodes(self, nodes: Mapping[str, NodeObject | None]) -> None:
         own = nodes.get(self._options.node)

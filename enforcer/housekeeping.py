@@ -18,7 +18,7 @@ class Housekeeping:
     """Looks, puts right what is ours, and keeps what is wrong for people, in words. For one thread.
 
     Args:
-        settings: asks which settings of the node are not as they have to be.
+        settings: puts settings of the node right, or asks for those that are wrong; in words.
         unready: asks why no pod can be attached now; None if one can.
         conf_dir: where the runtime has its network configurations; None where ours is not written.
         bin_dir: where it has its plugins.

@@ -1,9 +1,10 @@
 """Kubernetes Events on policies that are not enforced as written, for ``kubectl get events``.
 
-In: the policies that are rejected now. Out: one Event for each, whatever the number of nodes: its name is made of the
-policy's UID and of the text, so the first node makes it and the others find it there. The API server forgets an Event
-after an hour, so its time is written again in each period of 20 minutes, for as long as the policy is rejected; the
-time is the period's beginning, so what the nodes after the first write changes nothing.
+In: the policies that are rejected now. Out: one Event for each, whatever the number of nodes: a few of them, which the
+policy's UID chooses, write it. Its name is made of the UID and of the text, so the first makes it and the others find
+it there. The API server forgets an Event after an hour, so its time is written again in each period of 20 minutes, for
+as long as the policy is rejected; the time is the period's beginning, so what is written after the first changes
+nothing.
 
 All on a thread of its own that nothing waits for: where Events may not be written, or the server is away, policies are
 enforced all the same.
@@ -15,7 +16,7 @@ import hashlib
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,8 @@ MAX_MESSAGE = 1024
 """Characters, as many as a ``note`` of events.k8s.io/v1 may have."""
 MAX_POLICIES = 100
 """So many policies at once are written of, the first by namespace and name: the same on every node."""
+_WRITERS = 3
+"""Nodes a policy: one may be down, one just being upgraded."""
 _MAX_NAME = 253
 _OUTCOME = "Until it is corrected or deleted, the pods that it selects are closed in the directions of its policyTypes."
 _PERIOD_SECONDS = 1200
@@ -49,14 +52,24 @@ class EventWriter:
 
     Args:
         api: see ``transport.client``.
+        node: this node's name.
+        nodes: asks for the names of all nodes.
         period_seconds: how long an Event is left as it is.
         spread_seconds: over which nodes spread themselves after a change.
     """
 
     def __init__(
-        self, api: ApiClient, *, period_seconds: int = _PERIOD_SECONDS, spread_seconds: float = _SPREAD_SECONDS
+        self,
+        api: ApiClient,
+        *,
+        node: str,
+        nodes: Callable[[], Collection[str]],
+        period_seconds: int = _PERIOD_SECONDS,
+        spread_seconds: float = _SPREAD_SECONDS,
     ) -> None:
         self._api = api
+        self._node = node
+        self._nodes = nodes
         self._period = period_seconds
         self._spread = spread_seconds
         self._changed = threading.Condition()
@@ -112,7 +125,9 @@ class EventWriter:
 
     def _write(self, rejections: Sequence[Rejection]) -> None:
         """Write what was not yet written in this period, with pauses between."""
-        events = {event["metadata"]["name"]: event for event in map(event_of, rejections)}
+        nodes = self._nodes() if rejections else ()
+        ours = (rejection for rejection in rejections if self._node in writers_of(rejection.uid, nodes, self._node))
+        events = {event["metadata"]["name"]: event for event in map(event_of, ours)}
         self._written = {name: period for name, period in self._written.items() if name in events}
         period = int(time.time() // self._period)
         for name, event in events.items():
@@ -170,6 +185,15 @@ class EventWriter:
 
     def _rest(self, seconds: float) -> None:
         self._stopped.wait(seconds * random.uniform(1.0, 2.0))  # noqa: S311 - jitter
+
+
+def writers_of(uid: str, nodes: Collection[str], own: str) -> list[str]:
+    """The nodes that write a policy's Event: of those that are known, and this one, always the same few."""
+
+    def rank(node: str) -> bytes:
+        return hashlib.sha256(f"{uid}\0{node}".encode(errors="surrogatepass")).digest()
+
+    return sorted({*nodes, own}, key=rank)[:_WRITERS]
 
 
 def event_of(rejection: Rejection) -> dict[str, Any]:

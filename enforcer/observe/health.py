@@ -19,6 +19,7 @@ Remarks = Callable[[], Iterable[str]]
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    request_queue_size = 128
 
 
 class _Server6(_Server):
@@ -26,6 +27,9 @@ class _Server6(_Server):
 
 
 class _Quiet(WSGIRequestHandler):
+    # Who says nothing for so long, in seconds, is not waited for.
+    timeout = 5
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
         """Log no requests: probes come every few seconds."""
 

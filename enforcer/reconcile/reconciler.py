@@ -239,6 +239,11 @@ class Reconciler:
         return self._index.cluster
 
     @property
+    def nodes(self) -> Mapping[str, Node]:
+        """The Node objects by name."""
+        return self._nodes
+
+    @property
     def tables(self) -> Tables:
         """The kernel's tables."""
         return self._tables

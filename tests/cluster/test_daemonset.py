@@ -56,11 +56,11 @@ def test_nodes_are_ready_and_policies_hold(pods: Cluster) -> None:
     assert policy_holds(pods)
 
 
-def test_the_agent_has_two_capabilities_and_cannot_write_its_own_root(pods: Cluster) -> None:
+def test_the_agent_has_three_capabilities_and_cannot_write_its_own_root(pods: Cluster) -> None:
     pid = pods.run_on("node-1", *AGENT).split()[0]
     (granted,) = (line for line in pods.run_on("node-1", "cat", f"/proc/{pid}/status").splitlines() if "CapBnd" in line)
-    net_admin, sys_admin = 12, 21
-    assert int(granted.split()[1], 16) == 1 << net_admin | 1 << sys_admin
+    dac_override, net_admin, sys_admin = 1, 12, 21
+    assert int(granted.split()[1], 16) == 1 << dac_override | 1 << net_admin | 1 << sys_admin
     name = agent_pod(pods, "node-1")["metadata"]["name"]
     with pytest.raises(ProgramError, match="Read-only file system"):
         pods.kubectl("exec", f"--namespace={NAMESPACE}", name, "--", "touch", "/opt/drawbridge/x")

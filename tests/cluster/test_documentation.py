@@ -201,10 +201,6 @@ def no_loopback(cluster: Cluster) -> None:
     another_pod(cluster)
 
 
-def no_forwarding(cluster: Cluster) -> None:
-    cluster.run_on("node-1", "sysctl", "-w", "net.ipv4.ip_forward=0")
-
-
 def firewall(cluster: Cluster) -> None:
     chain = "chain forward { type filter hook forward priority filter; policy drop; };"
     cluster.run_on("node-2", "nft", f"table inet firewall {{ {chain} }}")
@@ -247,7 +243,6 @@ BREAKS: dict[str, Callable[[Cluster], None]] = {
     "The agent does not answer": no_agent,
     'failed to find plugin "loopback"': no_loopback,
     "No traffic between nodes": nothing,
-    "A node does not forward": no_forwarding,
     "A firewall of the node": firewall,
     "It selects no pod": slip,
     "The pod is on another pod network": another_configuration,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from enforcer.model.changes import Rejection
-from enforcer.observe.events import MAX_MESSAGE, MAX_POLICIES, EventWriter, event_of
+from enforcer.observe.events import MAX_MESSAGE, MAX_POLICIES, EventWriter, event_of, writers_of
 from enforcer.sources.syntax import is_dns_subdomain
 from enforcer.sources.transport import client
 from tests.kubernetes.controlplane import ControlPlane
@@ -23,7 +23,11 @@ PERIOD = 2
 @contextmanager
 def writing(plane: ControlPlane, *, nodes: int = 1, period: int = PERIOD) -> Iterator[Callable[..., None]]:
     """Writers, as of several nodes; gives what tells all of them of rejections."""
-    writers = [EventWriter(client(plane.kubeconfig), period_seconds=period, spread_seconds=0) for _ in range(nodes)]
+    names = [f"node-{number}" for number in range(nodes)]
+    writers = [
+        EventWriter(client(plane.kubeconfig), node=name, nodes=lambda: names, period_seconds=period, spread_seconds=0)
+        for name in names
+    ]
 
     def rejected(*rejections: Rejection) -> None:
         for writer in writers:
@@ -144,7 +148,9 @@ def test_what_users_write_neither_lengthens_the_message_nor_hides_its_end() -> N
 
 
 def test_of_very_many_rejected_policies_the_same_few_are_written_of_on_every_node(control_plane: ControlPlane) -> None:
-    writers = [EventWriter(client(control_plane.kubeconfig)) for _ in range(2)]
+    writers = [
+        EventWriter(client(control_plane.kubeconfig), node=name, nodes=lambda: ["a", "b"]) for name in ("a", "b")
+    ]
     many = [Rejection("NetworkPolicy", "many", f"p-{n}", "no", f"uid-{n}") for n in range(3 * MAX_POLICIES)]
     writers[0].rejected(many)
     writers[1].rejected(many[::-1])
@@ -159,3 +165,13 @@ def test_a_policy_has_no_status_in_which_it_could_be_said(control_plane: Control
     words = ("--subresource=status", "--type=merge", "-p", '{"status": {"conditions": []}}')
     with pytest.raises(ProgramError, match=r"NotFound.*could not find the requested resource"):
         plane.kubectl("patch", "networkpolicy", "-n", "status", "db", *words)
+
+
+def test_of_a_thousand_nodes_the_same_three_write_a_policys_event_and_others_anothers() -> None:
+    nodes = [f"node-{number}" for number in range(1000)]
+    chosen = {tuple(writers_of("some-uid", nodes, own)) for own in nodes}
+    assert len(chosen) == 1
+    assert len(set(*chosen)) == 3
+    assert {tuple(writers_of("another-uid", nodes, "node-1"))}.isdisjoint(chosen)
+    # A node whose own object is not known yet writes: nobody else may.
+    assert writers_of("some-uid", [], "node-1") == ["node-1"]
