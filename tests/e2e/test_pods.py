@@ -72,6 +72,43 @@ def test_a_pod_whose_object_is_not_known_is_closed_until_it_is(lab: Lab, pair, s
     assert lab.connects(web, stranger.addresses[0], OTHER)
 
 
+def test_an_attached_address_is_its_pods_whatever_a_status_claims(lab: Lab, pair, source: Path) -> None:
+    db, web = pair
+    evil = lab.add_pod("x/evil")
+
+    def claiming(name: str, app: str, *addresses: str, node: str = lab.name) -> dict:
+        container = {"name": "c", "ports": [{"name": "pg", "containerPort": PG}]}
+        return {"apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": name, "namespace": "x", "labels": {"app": app}},
+                "spec": {"nodeName": node, "containers": [container]},
+                "status": {"podIPs": [{"ip": address} for address in addresses]}}  # fmt: skip
+
+    items = [claiming("db", "db", "192.0.2.1"), claiming("web", "web", *evil.addresses), claiming("evil", "evil"),
+             claiming("far", "web", "192.0.2.9", *evil.addresses, node="other")]  # fmt: skip
+    (source / "pods.yaml").unlink()
+    put(source / "pods.json", json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+    put(source / "policy.yaml", WEB_TO_DB)
+
+    def holds() -> bool:
+        return all(lab.connects(web, address, PG) for address in db.addresses) and not any(
+            lab.connects(pod, address, port, seconds=0.3)
+            for address in db.addresses
+            for pod, port in ((web, OTHER), (evil, PG))
+        )
+
+    assert lab.status()["synced"]
+    assert holds()
+    rules = lab.nft("list", "table", "inet", "drawbridge")
+    assert "192.0.2.1" not in rules
+    assert "192.0.2.9" in rules
+    # While no pod has the address, the claim is all that is known of it; it ends with the attachment.
+    lab.cni("DEL", "x/evil")
+    assert evil.addresses[0] in lab.nft("list", "table", "inet", "drawbridge")
+    wanted = {"runtimeConfig": {"ips": [f"{evil.addresses[0]}/24", f"{evil.addresses[1]}/64"]}}
+    assert lab.cni("ADD", "x/evil", config=wanted).returncode == 0
+    assert holds()
+
+
 def test_an_attachment_without_kubernetes_arguments_is_matched_by_ip_blocks_only(lab: Lab, pair, source: Path) -> None:
     db, _ = pair
     guest = lab.add_pod("guest", kubernetes=False)
