@@ -7,13 +7,14 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cni.topology import tunnel_mac
 from enforcer.demo.lab import Lab, Pod
 from tests.e2e.conftest import put
-from tests.e2e.site import NodeLab, Place, Site, datagram_arrives, ip, mtu_of, reaches, seen_from, transferred
+from tests.e2e.site import SECONDS, NodeLab, Place, Site, datagram_arrives, ip, mtu_of, reaches, seen_from, transferred
 
 pytestmark = pytest.mark.netns
 PORT = 8080
@@ -39,7 +40,7 @@ def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
         yield made, a, on_a, on_b
 
 
-def populate(site: Site, short: str, place: Place, **config: str) -> tuple[NodeLab, Pod]:
+def populate(site: Site, short: str, place: Place, **config: Any) -> tuple[NodeLab, Pod]:
     """A node with a pod that listens."""
     lab = site.add(short, place, **config)
     pod = site.add_pod(short, f"pod-{short}")
@@ -231,6 +232,37 @@ def test_a_pod_from_before_the_tunnel_learns_what_fits(site: Site, host: int) ->
             # The first is answered by "too big"; after it the kernel of the pod refuses that size, and 1450 goes.
             assert not datagram_arrives(a, on_a, on_b, there, 1500)
             assert datagram_arrives(a, on_a, on_b, there, 1450)
+
+
+def test_what_pods_send_out_of_the_cluster_comes_from_their_node_and_to_exempt_networks_from_themselves(
+    site: Site,
+) -> None:
+    outside, exempt, own_port = ("10.8.1.254", "fd08:1::fe"), ("198.51.100.1", "2001:db8::1"), 9995
+    a, on_a = populate(site, "a", Place(1, 1), notMasqueraded=["198.51.100.0/24", "2001:db8::/64"])
+    for there, here, via in zip(exempt, on_a.addresses, site.places["a"].addresses, strict=True):
+        ip(site.router, f"addr add {there} dev lo", f"route add {here} via {via}")
+    seen: list[tuple[str, int]] = []
+    with Path("/run/netns", site.router).open() as router:
+        for address in (*outside, *exempt):
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            with a.inside(router.fileno()):
+                server = socket.create_server((address, PORT), family=family)
+            with a.inside(on_a.descriptor):
+                client = socket.socket(family, socket.SOCK_STREAM)
+            with server, client:
+                client.settimeout(SECONDS)
+                server.settimeout(SECONDS)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                client.bind(("", own_port))
+                client.connect((address, PORT))
+                accepted, peer = server.accept()
+                accepted.close()
+                seen.append(peer[:2])
+    nodes, pods = seen[:2], seen[2:]
+    assert [address for address, _ in nodes] == site.places["a"].addresses
+    # The node's ports are the kernel's choice, so that two pods that begin at once do not get the same.
+    assert {port for _, port in nodes} != {own_port}
+    assert pods == [(address, own_port) for address in on_a.addresses]
 
 
 def test_policy_holds_through_the_tunnel(site: Site) -> None:
