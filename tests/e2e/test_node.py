@@ -12,7 +12,7 @@ import pytest
 
 from cni.conflist import FILE_NAME
 from enforcer.demo.lab import Lab
-from tests.e2e.conftest import EXECUTABLE
+from tests.e2e.conftest import EXECUTABLE, put
 from tests.e2e.test_cli import drawbridge
 from tests.kubernetes.processes import wait_until
 
@@ -61,6 +61,40 @@ def test_the_runtimes_configuration_is_put_back(node: Lab, folder: Path) -> None
     wait_until(configuration.exists, "the configuration is written again", seconds=10)
     configuration.write_text("{}")
     wait_until(lambda: configuration.read_text() == content, "the configuration is right again", seconds=10)
+
+
+def test_the_runtimes_configuration_is_there_only_when_pods_can_start_and_names_the_plugins_that_are_installed(
+    tmp_path: Path, source: Path, folder: Path
+) -> None:
+    installed = tmp_path / "bin"
+    installed.mkdir()
+    (installed / "portmap").touch()
+    with Lab(
+        name=f"dbnode-{os.getpid()}-late",
+        source=("--source", source, "--cni-conf-dir", folder, "--cni-bin-dir", installed),
+        run_dir=tmp_path / "run",
+        executable=EXECUTABLE,
+        pod_cidrs=(),
+    ) as lab:
+        # The agent looks at settings, then at the configuration: by its second look, the first is over.
+        on_node(lab, "sysctl", "-w", "net.ipv4.ip_forward=0")
+        says(lab, "net.ipv4.ip_forward = 0")
+        on_node(lab, "sysctl", "-w", "net.ipv4.ip_forward=1")
+        says_no_more(lab, "net.ipv4.ip_forward")
+        assert list(folder.iterdir()) == []
+        assert "no pod can start here: the node has no pod CIDR yet" in drawbridge(lab, "status")
+        node = f"apiVersion: v1\nkind: Node\nmetadata: {{name: {lab.name}}}\nspec: {{podCIDRs: [10.96.0.0/24]}}\n"
+        put(source / "node.yaml", node)
+        wait_until((folder / FILE_NAME).exists, "the configuration is written", seconds=10)
+
+        def named() -> list[str]:
+            return [plugin["type"] for plugin in json.loads((folder / FILE_NAME).read_text())["plugins"]]
+
+        assert named() == ["drawbridge", "portmap"]
+        (installed / "bandwidth").touch()
+        wait_until(lambda: named() == ["drawbridge", "portmap", "bandwidth"], "another plugin is named", seconds=10)
+        (installed / "portmap").unlink()
+        wait_until(lambda: named() == ["drawbridge", "bandwidth"], "a plugin is named no more", seconds=10)
 
 
 def test_a_configuration_that_comes_to_precede_ours_is_named_until_it_is_gone(node: Lab, folder: Path) -> None:
