@@ -12,14 +12,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from kubernetes.client import ApiClient, Configuration
 from kubernetes.config import incluster_config
+from structlog.testing import CapturingLogger
 
 from enforcer.model.changes import Change
 from enforcer.model.objects import Namespace, NetworkPolicy, Node, Pod
-from enforcer.sources import SourceError
+from enforcer.sources import SourceError, api
 from enforcer.sources.api import ApiSource
 from enforcer.sources.transport import client
 from tests.kubernetes.controlplane import ControlPlane
@@ -29,10 +31,11 @@ SECONDS = 30.0
 
 
 class Held:
-    """What a source has handed on, by kind and key."""
+    """What a source has handed on, by kind and key, and all that it has ever withdrawn."""
 
     def __init__(self) -> None:
         self.objects: dict[tuple[type, str], Any] = {}
+        self.withdrawn: list[tuple[type, str]] = []
         self.synced = threading.Event()
         self._changed = threading.Condition()
 
@@ -41,6 +44,7 @@ class Held:
             for change in changes:
                 if change.object is None:
                     self.objects.pop((change.kind, change.key), None)
+                    self.withdrawn.append((change.kind, change.key))
                 else:
                     self.objects[change.kind, change.key] = change.object
             self._changed.notify_all()
@@ -268,8 +272,8 @@ class Script(BaseHTTPRequestHandler):
             headers = {"Retry-After": "0"} if status == 429 else {}
         else:
             type(self).lists += 1
-            item = {"metadata": {"name": f"list-{self.lists}", "resourceVersion": "5"}}
-            body = json.dumps({"metadata": {"resourceVersion": f"{self.lists}0"}, "items": [item]}).encode()
+            items = [{"metadata": {"name": name, "resourceVersion": "5"}} for name in (f"list-{self.lists}", "kept")]
+            body = json.dumps({"metadata": {"resourceVersion": f"{self.lists}0"}, "items": items}).encode()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -285,7 +289,7 @@ def event(kind: str, **metadata: str) -> bytes:
 
 def test_a_watch_goes_on_where_it_stopped_and_is_listed_anew_only_when_it_is_too_old() -> None:
     gone = json.dumps({"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}}).encode()
-    Script.asked = []
+    Script.lists, Script.asked = 0, []
     Script.watches = [
         (200, event("ADDED", name="added", resourceVersion="11") + event("BOOKMARK", resourceVersion="15")),
         (429, b'{"message": "slow down"}'),
@@ -296,7 +300,60 @@ def test_a_watch_goes_on_where_it_stopped_and_is_listed_anew_only_when_it_is_too
     with serving(Script) as host, following(ApiClient(Configuration(host=host))) as (held, _):
         held.until(lambda: held.get(Namespace, "list-2"))
         # The second list has neither the first list's object nor what the watches had added.
-        assert {key for kind, key in held.objects if kind is Namespace} == {"list-2"}
+        assert {key for kind, key in held.objects if kind is Namespace} == {"list-2", "kept"}
+        # And what it has was never away, not for a moment.
+        assert sorted(key for _, key in held.withdrawn) == ["added", "cut", "list-1"]
         wait_until(lambda: len(Script.asked) >= 6, "six watches were asked for", seconds=SECONDS)
-    versions = [path.partition("resourceVersion=")[2].partition("&")[0] for path in Script.asked]
-    assert versions[:6] == ["10", "15", "15", "15", "16", "20"]
+    queries = [dict(parse_qsl(urlsplit(path).query)) for path in Script.asked[:6]]
+    assert [query["resourceVersion"] for query in queries] == ["10", "15", "15", "15", "16", "20"]
+    # A watch of which nothing is heard otherwise goes on from its last bookmark.
+    assert {query["allowWatchBookmarks"] for query in queries} == {"1"}
+    # Watches that all began together do not all end together.
+    assert len({query["timeoutSeconds"] for query in queries}) > 1
+
+
+class Silent(BaseHTTPRequestHandler):
+    """Lists nothing, and says nothing more on a watch until the test is over; notes which were asked for."""
+
+    over: threading.Event
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        if "watch=1" in self.path:
+            type(self).asked.append(urlsplit(self.path).path)
+            self.wfile.flush()
+            type(self).over.wait()
+        else:
+            self.wfile.write(b'{"metadata": {"resourceVersion": "1"}, "items": []}')
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_watch_on_which_nothing_comes_is_given_up_and_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_SILENCE_SECONDS", 0.2)
+    Silent.over, Silent.asked = threading.Event(), []
+    with serving(Silent) as host, following(ApiClient(Configuration(host=host))) as (held, source):
+        try:
+            assert held.synced.wait(SECONDS)
+            paths = [resource.path for resource in api.RESOURCES]
+            wait_until(lambda: min(map(Silent.asked.count, paths)) >= 2, "each is asked for again", seconds=SECONDS)
+            assert source.alive()
+        finally:
+            Silent.over.set()
+
+
+@pytest.mark.parametrize(("headers", "least", "most"), [({}, 0.12, 0.38), ({"Retry-After": "2"}, 2.0, 3.0)])
+def test_nodes_that_fail_together_do_not_ask_again_together(
+    monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], least: float, most: float
+) -> None:
+    """With the least, and with the most, that chance may give: what the log says of the pause."""
+    for chance, pause in ((min, least), (max, most)):
+        said = CapturingLogger()
+        monkeypatch.setattr(api, "log", said)
+        monkeypatch.setattr(api.random, "uniform", chance)
+        Refusing.asked, Refusing.answers = [], [(429, headers)]
+        with serving(Refusing) as host, following(ApiClient(Configuration(host=host))):
+            wait_until(lambda said=said: said.calls, "the failure is told", seconds=SECONDS)
+        assert said.calls[0].kwargs["again_in"] == pause
