@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+import yaml
 from msgspec import Meta
 
 from enforcer.model.addresses import Network
 from enforcer.model.tunnel import Vxlan
+from enforcer.sources.manifests import read_yaml
 
 _LAST_PORT = (1 << 16) - 1
 
@@ -144,13 +146,10 @@ def load(path: Path | None) -> Config:
     """
     if path is None:
         return Config()
-    try:
-        content = msgspec.yaml.decode(path.read_bytes() or b"{}", type=dict[str, Any] | None) or {}
-    except (OSError, msgspec.MsgspecError) as error:
-        raise ConfigError(f"{path}: {error}") from error
     fields = {field.encode_name: field for field in msgspec.structs.fields(Config)}
+    entries = _entries()
     mistakes, values = [], {}
-    for key, value in content.items():
+    for key, value in _read(path).items():
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             mistakes.append(f"`{key}`: there is no such key" + (f"; is it `{near[0]}`?" if near else ""))
@@ -158,22 +157,44 @@ def load(path: Path | None) -> Config:
         try:
             values[fields[key].name] = msgspec.convert(value, fields[key].type)
         except msgspec.ValidationError as error:
-            mistakes.append(f"`{key}`: {error}")
+            wanted = _allowed(entries[key]) or entries[key]["description"]
+            mistakes.append(f"`{key}`: {error}. {wanted}")
     config = Config(**values)
     if mistakes := [*mistakes, *config.mistakes()]:
         raise ConfigError("\n".join([f"{path} cannot be used:", *(f"  {mistake}" for mistake in mistakes)]))
     return config
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """The file's one mapping of YAML, read as Kubernetes reads it; empty where there is none."""
+    try:
+        documents = read_yaml(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split()).replace('in "<unicode string>",', "at")
+        raise ConfigError(f"{path} is no YAML: {reason}") from error
+    content = {} if documents in ([], [None]) else documents[0]
+    if len(documents) > 1 or not isinstance(content, dict):
+        raise ConfigError(f"{path}: must be one mapping of keys to values (`drawbridge config` prints them)")
+    return content
+
+
 def reference() -> str:
     """A configuration file with every key, what it means, what it may be, and its default."""
-    (schema,) = msgspec.json.schema(Config)["$defs"].values()
     parts = []
-    for key, entry in schema["properties"].items():
+    for key, entry in _entries().items():
         text = " ".join(filter(None, (entry["description"], _allowed(entry))))
         comment = textwrap.wrap(text, width=96, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
         parts.append("\n".join([*comment, msgspec.yaml.encode({key: entry["default"]}).decode().rstrip()]))
     return "\n\n".join(parts) + "\n"
+
+
+def _entries() -> dict[str, dict[str, Any]]:
+    """The schema of each key."""
+    (schema,) = msgspec.json.schema(Config)["$defs"].values()
+    entries: dict[str, dict[str, Any]] = schema["properties"]
+    return entries
 
 
 def _allowed(entry: dict[str, Any]) -> str:

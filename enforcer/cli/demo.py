@@ -53,7 +53,7 @@ def _end(number: int, _: object) -> None:
     help="The CNI executable.",
 )
 def demo(executable: Path) -> None:
-    """Show the product at work in network namespaces of its own; exit 0 only if every packet fared as expected."""
+    """Show the product at work in network namespaces of its own. Exit 0 only if every packet fared as expected."""
     if os.geteuid() != 0:
         raise click.ClickException("the demo makes network namespaces: run it as root (make demo uses sudo)")
     for number in _ENDS:

@@ -23,7 +23,7 @@ from enforcer.sources import Heard
 @click.option("--wait", type=click.FloatRange(min=0), default=0.0, help="Seconds to wait until it is in sync.")
 @common.output
 def status(run_dir: Path, wait: float, output: str) -> None:
-    """Say whether the kernel holds all that the source holds; exit 0 if so, else 1."""
+    """Say whether the kernel holds all that the source holds. Exit 0 if so, else 1."""
     # Without --wait the loop still gets a moment to answer in.
     answer = common.asked(run_dir, "status", seconds=wait + 10, wait=max(wait, 1.0))
     common.show(answer, output, lambda: _print_status(answer))
@@ -81,7 +81,7 @@ def pods(run_dir: Path, output: str) -> None:
 @common.run_dir
 @common.output
 def policies(run_dir: Path, output: str) -> None:
-    """List policies with the packets that each allowed, and count what was denied."""
+    """List policies with the packets that each allowed. What was denied is counted, too."""
     answer = common.asked(run_dir, "policies")
     common.show(answer, output, lambda: _print_policies(answer))
 
@@ -109,7 +109,7 @@ def _counted(packets: dict[str, int]) -> str:
               help="Ask these manifests, not an agent.")  # fmt: skip
 @common.output
 def explain(source: str, destination: str, port: str, run_dir: Path, files: tuple[Path, ...], output: str) -> None:
-    """Say why a connection is allowed or denied; exit 0 if allowed, 1 if denied.
+    """Say why a connection is allowed or denied. Exit 0 if allowed, 1 if denied.
 
     FROM and TO are namespace/pod, an IP address, or `node`. PORT is a number (tcp unless /udp or /sctp is added), or
     `icmp`. With a running agent the kernel's own rules are asked as well.

@@ -18,7 +18,7 @@ _files = click.argument("files", type=click.Path(path_type=Path, exists=True), n
 @_files
 @click.option("--node-name", help="Render for this node; every pod counts as of the node if it is left out.")
 def render(files: tuple[Path, ...], node_name: str | None) -> None:
-    """Print the ruleset for manifests as `nft list table` would; pods need status.podIPs."""
+    """Print the ruleset for manifests as `nft list table` would. Pods need status.podIPs."""
     read = offline.read(files, node=node_name)
     for rejection in read.rejections:
         click.echo(f"# not enforced as written: {rejection.kind} {rejection.name}: {rejection.reason}", err=True)
@@ -29,7 +29,7 @@ def render(files: tuple[Path, ...], node_name: str | None) -> None:
 @_files
 @common.output
 def check(files: tuple[Path, ...], output: str) -> None:
-    """Check manifests as the API server and the agent would; exit 1 if anything is wrong."""
+    """Check manifests as the API server and the agent would. Exit 1 if anything is wrong."""
     read = offline.read(files)
     if output == "json":
         common.print_json({"policies": read.policies, "rejected": list(read.rejections)})

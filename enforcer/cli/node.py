@@ -27,7 +27,7 @@ _EXECUTABLE = Path(cni.__file__).parent.parent / "build" / "cni" / "drawbridge"
     help="The CNI executable, as it was built.",
 )
 def install(cni_bin_dir: Path, executable: Path) -> None:
-    """Put the CNI executable where the container runtime looks for it, in one step.
+    """Put the CNI executable where the runtime looks for it. It is replaced in one step.
 
     The network configuration follows from the agent (--cni-conf-dir), once pods can be attached.
     """
@@ -49,9 +49,10 @@ def install(cni_bin_dir: Path, executable: Path) -> None:
     help="Where the container runtime has its network configurations.",
 )
 def uninstall(run_dir: Path, cni_bin_dir: Path, cni_conf_dir: Path) -> None:
-    """Remove what Drawbridge put on the node: network configuration, executable, tables, bridge, links and routes.
+    """Remove what Drawbridge put on the node.
 
-    Stop the agent first; pods lose their network. What is gone already is passed over.
+    That is the network configuration, executable, tables, bridge, links and routes. Stop the agent first; pods lose
+    their network. What is gone already is passed over.
     """
     if os.geteuid() != 0:
         raise click.ClickException("only root can remove links and tables: use sudo")
@@ -81,5 +82,5 @@ def version() -> None:
 
 @click.command()
 def config() -> None:
-    """Print a configuration file with every key, its meaning and its default."""
+    """Print a configuration file with every key and its default."""
     click.echo(reference(), nl=False)

@@ -52,7 +52,8 @@ def client(kubeconfig: Path | None) -> ApiClient:
     except Exception as error:
         # A file that is no kubeconfig makes the library raise what it may.
         where = "this pod's service account" if kubeconfig is None else str(kubeconfig)
-        raise SourceError(f"no Kubernetes API by {where}: {error}; give --kubeconfig or --source") from error
+        reason = str(error).rstrip(".")
+        raise SourceError(f"no Kubernetes API by {where}: {reason}; give --kubeconfig or --source") from error
     configuration.connection_pool_maxsize = _CONNECTIONS
     return ApiClient(configuration)
 
