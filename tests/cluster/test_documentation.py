@@ -50,7 +50,7 @@ _VARIES = [
     (r"\bdbr[0-9a-f]{11}\b", "PORT"),
     (r"\b10\.244\.(\d)\.[1-9]\d*\b", r"10.244.\1.N"),
     (r"\bfd00:10:244:(1?):?:[0-9a-f]+\b", r"fd00:\1:N"),
-    (r"\b\d+ (packets so far|milliseconds|s ago)", r"N \1"),
+    (r"\b\d+ (packets so far|milliseconds|s ago|s(?=:))", r"N \1"),
     (r"\b(?:\d+[dhms])+\b", "AGE"),
     (r"(?<=  )\d+( \(AGE ago\))?(?=  +AGE$)", "RESTARTS"),
     (r"\b(ingress|egress|revoked|unknown-source|forged|tunnel) \d+", r"\1 N"),
@@ -167,6 +167,15 @@ def another_pod(cluster: Cluster) -> None:
     cluster.kubectl("-n", "shop", "scale", "statefulset", "web", "--replicas=2")
 
 
+def left_out(cluster: Cluster) -> None:
+    """As a node that never had an agent."""
+    system = "kubernetes.io/os: linux"
+    apply(cluster, MANIFEST.read_text().replace(system, f"{system}\n        kubernetes.io/hostname: node-1"))
+    agents = ("pod", "-n", "kube-system", "-l", "app.kubernetes.io/name=drawbridge")
+    cluster.kubectl("wait", *agents, "--field-selector=spec.nodeName=node-2", "--for=delete", "--timeout=60s", seconds=70)
+    cluster.run_on("node-2", "sh", "-c", "rm /etc/cni/net.d/*drawbridge*")
+
+
 def no_image(cluster: Cluster) -> None:
     apply(cluster, MANIFEST.read_text().replace(NAME, "localhost/drawbridge:0.2.0"))
 
@@ -234,12 +243,11 @@ def previous_version(cluster: Cluster) -> None:
 
 BREAKS: dict[str, Callable[[Cluster], None]] = {
     "Ask the agent first": nothing,
-    "A node is NotReady": nothing,
+    "A node is NotReady": left_out,
     "Init:ErrImagePull: the node has no image": no_image,
     "Error or CrashLoopBackOff: the configuration has mistakes": mistakes,
     "Running, but not ready: the node has no pod network": no_pod_network,
-    "A pod is stuck in ContainerCreating": nothing,
-    "bridge drawbridge0 is gone": no_bridge,
+    "A pod is stuck in ContainerCreating": no_bridge,
     "The agent does not answer": no_agent,
     'failed to find plugin "loopback"': no_loopback,
     "No traffic between nodes": nothing,

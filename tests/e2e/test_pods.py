@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 
 from enforcer.demo.lab import Lab, LabError
 from tests.e2e.conftest import EXECUTABLE, PODS, WEB_TO_DB, put
+from tests.kubernetes.processes import wait_until
 
 pytestmark = pytest.mark.netns
 PG, OTHER = 5432, 80
@@ -143,9 +143,7 @@ def test_what_another_process_does_to_our_tables_is_put_back(lab: Lab, pair, sou
     put(source / "policy.yaml", WEB_TO_DB)
     lab.status()
     lab.nft(*damage.split())
-    deadline = time.monotonic() + 5
-    while lab.connects(web, db.addresses[0], OTHER, seconds=0.05):
-        assert time.monotonic() < deadline, "the damage stands"
+    wait_until(lambda: not lab.connects(web, db.addresses[0], OTHER, seconds=0.05), "the table is back", seconds=20)
     assert lab.connects(web, db.addresses[0], PG)
     assert "goto ingress/x/db" in lab.nft("list", "table", "inet", "drawbridge")
 
@@ -275,11 +273,13 @@ def test_a_forged_source_address_is_dropped_by_the_guard(lab: Lab, pair) -> None
     assert int(re.search(r"packets (\d+)", listed)[1]) > 0
 
 
-def test_an_agent_that_is_away_is_reported_with_code_11_within_two_seconds(tmp_path: Path) -> None:
+def test_an_agent_that_is_away_is_reported_with_code_11(tmp_path: Path) -> None:
     environment = os.environ | {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c", "CNI_IFNAME": "eth0", "CNI_NETNS": "/x",
                                 "DRAWBRIDGE_CNI_SOCKET": str(tmp_path / "none.sock")}  # fmt: skip
-    done = subprocess.run([EXECUTABLE], input=b"{}", env=environment, capture_output=True, check=False, timeout=2)
-    assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 11)
+    done = subprocess.run([EXECUTABLE], input=b"{}", env=environment, capture_output=True, check=False, timeout=60)
+    printed = json.loads(done.stdout)
+    assert (done.returncode, printed["code"]) == (1, 11)
+    assert printed["msg"].endswith("none.sock: No such file or directory")
 
 
 def test_the_link_is_down_until_the_enforcer_has_answered(lab: Lab) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 
 from enforcer.demo.lab import NETNS, Lab
 from tests.e2e.conftest import EXECUTABLE, PODS, WEB_TO_DB, put
+from tests.kubernetes.processes import wait_until
 
 pytestmark = pytest.mark.netns
 PORT = 5432
@@ -69,10 +70,12 @@ def _with_status(pods: str, name: str, status: dict[str, Any]) -> str:
 
 def until(lab: BridgeLab, source: str, expected: bool) -> None:
     """Wait until a connection to the database is, or is not, made over each family."""
+
+    def found(address: str) -> bool:
+        return lab.connects(lab.pods[source], address, PORT, seconds=0.3) is expected
+
     for address in lab.pods["x/db"].addresses:
-        deadline = time.monotonic() + 10
-        while lab.connects(lab.pods[source], address, PORT, seconds=0.3) is not expected:
-            assert time.monotonic() < deadline, (source, address, expected)
+        wait_until(partial(found, address), f"{source} reaches {address}: {expected}", seconds=20)
 
 
 def test_pods_of_one_bridge_obey_where_the_kernel_hands_on_what_it_switches(lab: BridgeLab, source: Path) -> None:
@@ -89,14 +92,11 @@ def test_a_bridge_that_switches_past_policy_is_told_of(lab: BridgeLab, source: P
     until(lab, "x/other", False)
     lab.set(0)
     until(lab, "x/other", True)
-    deadline = time.monotonic() + 10
-    while not (told := lab.status()["settings"]):
-        assert time.monotonic() < deadline
-    for setting, text in zip(SETTINGS, told, strict=True):
+    wait_until(lambda: bool(lab.status()["settings"]), "the settings are told of", seconds=20)
+    for setting, text in zip(SETTINGS, lab.status()["settings"], strict=True):
         assert text.startswith(f"{setting} = 0: pods on cni0 reach each other past policy")
     lab.set(1)
-    while lab.status()["settings"]:
-        assert time.monotonic() < deadline + 10
+    wait_until(lambda: not lab.status()["settings"], "nothing is told of", seconds=20)
     until(lab, "x/other", False)
 
 

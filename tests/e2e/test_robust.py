@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from enforcer.control import ControlError
 from enforcer.demo.lab import Lab
 from tests.e2e.conftest import EXECUTABLE, PODS, WEB_TO_DB, put
+from tests.kubernetes.processes import wait_until
 
 pytestmark = pytest.mark.netns
 DENY = WEB_TO_DB.replace("app: web", "app: nobody")
@@ -83,9 +83,12 @@ def test_foreign_objects_in_our_table_and_a_changed_chain_policy_are_put_right(l
     put(source / "policy.yaml", DENY)
     assert lab.status()["synced"]
     assert not lab.connects(web, db.addresses[0], 5432, seconds=0.3)
-    deadline = time.monotonic() + 10
-    while "foreign" in lab.nft("list ruleset") or "policy drop" in lab.nft("list ruleset"):
-        assert time.monotonic() < deadline
+
+    def put_right() -> bool:
+        rules = lab.nft("list ruleset")
+        return "foreign" not in rules and "policy drop" not in rules
+
+    wait_until(put_right, "the table is as it was", seconds=20)
     (source / "policy.yaml").unlink()
     status = lab.status()
     assert (status["synced"], status["rejected"]) == (True, [])
@@ -112,14 +115,15 @@ def test_an_agent_whose_log_cannot_be_written_goes_on(lab: Lab, source: Path) ->
                "--run-dir", str(lab.run_dir), "--pod-cidr", "10.99.0.0/24"]  # fmt: skip
     with Path("/dev/full").open("w") as full:
         agent = subprocess.Popen(["ip", "netns", "exec", lab.name, *command], stderr=full)
+
+    def synced() -> bool:
+        try:
+            return bool(lab.status()["synced"])
+        except ControlError:
+            return False
+
     try:
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                if lab.status()["synced"]:
-                    break
-            except ControlError as error:
-                assert time.monotonic() < deadline, error
+        wait_until(synced, "the agent is in sync", seconds=20)
         put(source / "policy.yaml", DENY)
         assert lab.status()["policies"] == 1
     finally:
@@ -282,9 +286,7 @@ def test_routes_to_other_nodes_outlive_a_restart_a_link_and_an_address_that_come
     ip(lab, "addr", "del", "192.0.2.1/24", "dev", "up0")
     assert ours() == ""
     ip(lab, "addr", "add", "192.0.2.1/24", "dev", "up0")
-    deadline = time.monotonic() + 10
-    while "via 192.0.2.9" not in ours():
-        assert time.monotonic() < deadline
+    wait_until(lambda: "via 192.0.2.9" in ours(), "the route is back", seconds=20)
     evil = {"evil": "0.0.0.0/0", "evil2": "192.0.2.0/25", "evil3": "10.244.0.0/24"}
     put(source / "evil.yaml", "".join(node(name, cidr, "192.0.2.77") for name, cidr in evil.items()))
     lab.status()
@@ -316,9 +318,11 @@ def test_where_another_networks_route_goes_and_its_link_with_it_ours_takes_its_p
     lab.status()
     assert "proto 84" not in ip(lab, "route", "show", "10.244.1.0/24")
     ip(lab, "link", "del", "flannel.1")
-    deadline = time.monotonic() + 10
-    while "via 192.0.2.9" not in ip(lab, "route", "show", "10.244.1.0/24", "proto", "84"):
-        assert time.monotonic() < deadline
+
+    def ours() -> bool:
+        return "via 192.0.2.9" in ip(lab, "route", "show", "10.244.1.0/24", "proto", "84")
+
+    wait_until(ours, "our route is there", seconds=20)
 
 
 def test_a_pod_outlives_its_network_being_taken_from_the_node_and_another_one(tmp_path: Path, source: Path) -> None:

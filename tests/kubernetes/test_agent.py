@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,9 +76,9 @@ def lab(tmp_path: Path) -> Iterator[ApiLab]:
 def reached(lab: Lab, expected: bool) -> None:
     """Wait until a connection is, or is not, made; a watch takes a moment."""
     web, db = lab.pods["default/web"], lab.pods["default/db"]
-    deadline = time.monotonic() + 10
-    while lab.connects(web, db.addresses[0], PORT, seconds=0.2) is not expected:
-        assert time.monotonic() < deadline
+    wait_until(
+        lambda: lab.connects(web, db.addresses[0], PORT, seconds=0.2) is expected, f"reached: {expected}", seconds=20
+    )
 
 
 def page(lab: ApiLab, path: str) -> tuple[int, str]:
