@@ -171,8 +171,8 @@ def left_out(cluster: Cluster) -> None:
     """As a node that never had an agent."""
     system = "kubernetes.io/os: linux"
     apply(cluster, MANIFEST.read_text().replace(system, f"{system}\n        kubernetes.io/hostname: node-1"))
-    agents = ("pod", "-n", "kube-system", "-l", "app.kubernetes.io/name=drawbridge")
-    cluster.kubectl("wait", *agents, "--field-selector=spec.nodeName=node-2", "--for=delete", "--timeout=60s", seconds=70)
+    agent = ("-l", "app.kubernetes.io/name=drawbridge", "--field-selector=spec.nodeName=node-2")
+    cluster.kubectl("-n", "kube-system", "wait", "pod", *agent, "--for=delete", "--timeout=60s", seconds=70)
     cluster.run_on("node-2", "sh", "-c", "rm /etc/cni/net.d/*drawbridge*")
 
 
@@ -219,6 +219,8 @@ def firewall_before_the_api(cluster: Cluster) -> None:
     port = cluster.control_plane.url.rpartition(":")[2]
     chain = f"chain output {{ type filter hook output priority 0; tcp dport {port} drop; }};"
     cluster.run_on("node-2", "nft", f"table inet firewall {{ {chain} }}")
+    # Else the agent waits for the silence of its watches.
+    cluster.run_on("node-2", "ss", "--kill", "dst", "10.96.0.1")
 
 
 def slip(cluster: Cluster) -> None:
