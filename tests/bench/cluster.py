@@ -4,6 +4,7 @@ policy's creation to the kernels of both nodes, what the agents ask of the API, 
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 import threading
@@ -139,11 +140,16 @@ def visiting(path: Path):
     return stack
 
 
-def memory(cluster: Cluster) -> None:
+def usage(cluster: Cluster) -> None:
+    """What the agents hold, and the processor time that they have taken until now."""
     for node in cluster.nodes:
         pid = cluster.run_on(node, "pgrep", "-f", "drawbridge agent").split()[0]
         status = cluster.run_on(node, "cat", f"/proc/{pid}/status")
-        print(f"agent of {node}: {int(status.partition('VmRSS:')[2].split()[0]) / 1000:.0f} MB resident")
+        resident = int(status.partition("VmRSS:")[2].split()[0]) / 1000
+        ticks = sum(map(int, cluster.run_on(node, "cat", f"/proc/{pid}/stat").rpartition(")")[2].split()[11:13]))
+        print(
+            f"agent of {node}: {resident:.0f} MB resident, {ticks / os.sysconf('SC_CLK_TCK'):.2f} s of processor time"
+        )
 
 
 def main() -> None:
@@ -157,9 +163,11 @@ def main() -> None:
             ready(cluster)
             since = time.perf_counter()
             requests(cluster, audit, since=since)
+            usage(cluster)
             # Nothing happens in this minute.
             time.sleep(max(0.0, 60 - (time.perf_counter() - since)))
             requests(cluster, audit, since=since)
+            usage(cluster)
             cluster.load_image(images.agnhost(folder))
             cluster.kubectl("create", "namespace", "scale")
             for node in cluster.nodes:
@@ -169,7 +177,7 @@ def main() -> None:
                             "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "web"}}}]}]}  # fmt: skip
             cluster.kubectl("apply", "-f", "-", stdin=json.dumps(only))
             cluster.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s", seconds=70)
-            memory(cluster)
+            usage(cluster)
             first_packets(cluster)
             configuration = Configuration()
             load_kube_config(str(cluster.control_plane.kubeconfig), client_configuration=configuration)
@@ -177,7 +185,7 @@ def main() -> None:
                 api = NetworkingV1Api(ApiClient(configuration))
                 for others in (10, 1000):
                     policies(cluster, api, others=others)
-                    memory(cluster)
+                    usage(cluster)
 
 
 if __name__ == "__main__":
