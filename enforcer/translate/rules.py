@@ -194,7 +194,9 @@ def static_counters(settings: BaseSettings) -> Iterator[Counter]:
     yield Counter(Table.POLICY, REVOKED, "of established flows that policy does not allow any more")
     yield Counter(Table.POLICY, UNKNOWN_SOURCE, "from a bridge port, with an address that is no pod's")
     if settings.tunnel is not None:
-        yield Counter(Table.POLICY, TUNNEL, "VXLAN from no node, or from a node with an address of our pods")
+        yield Counter(
+            Table.POLICY, TUNNEL, "VXLAN not from a node to a node, or from a node with an address of our pods"
+        )
     if settings.close_own_networks:
         yield Counter(Table.POLICY, UNKNOWN_POD, "from or to an address of this node's pods that is no known pod's")
     yield Counter(Table.GUARD, FORGED, "sent by a pod from an address that is not its own, or to loopback")
@@ -267,26 +269,30 @@ def _of_families(line: str) -> tuple[str, ...]:
 
 
 def _tunnel_chains(vxlan: Vxlan) -> Iterator[Chain]:
-    """Who may send into the tunnel: nodes, and none through them; and no address of our pods comes out of it.
+    """Who may send into the tunnel: a node, to a node, at its own word; and no address of our pods comes out of it.
 
-    Without the second, a pod would send as its node, which masquerades it. The packets are told by their VNI, too: the
-    port may be another VXLAN's as well.
+    A pod is masqueraded as its node, so a source alone says little. A node passes on nothing that would be the tunnel's
+    at another; and what was sent to another address or port than a tunnel's, and comes here, is no node's. The packets
+    are told by their VNI, too: the port may be another VXLAN's as well.
     """
     ours = f"udp dport {vxlan.port} @th,96,24 0x{vxlan.id:x}"
     drop = rule(counter=TUNNEL, verdict="drop")
     inner = _of_families(f'iifname "{LINK_PREFIX}*" {{ip}} saddr @local-{{v}} {drop}')
+    ends = (
+        line for side in ("saddr", "daddr") for line in _of_families(f"{{ip}} {side} != @nodes-{{v}} {ours} {drop}")
+    )
     yield Chain(
         Table.POLICY,
         "tunnel-input",
-        (*_of_families(f"{{ip}} saddr != @nodes-{{v}} {ours} {drop}"), *inner),
+        (*ends, f"{ours} ct status dnat {drop}", *inner),
         "what comes by the tunnel, and out of it to this node",
         Hook("input", "filter - 1", -1),
     )
     yield Chain(
         Table.POLICY,
         "tunnel-forward",
-        (*_of_families(f"{{ip}} saddr != @nodes-{{v}} {{ip}} daddr @nodes-{{v}} {ours} {drop}"), *inner),
-        "what would get into the tunnel through this node, and out of it to pods",
+        (f"{ours} {drop}", *inner),
+        "what would get into a tunnel through this node, and out of ours to pods",
         Hook("forward", "filter - 2", -2),
     )
 

@@ -297,8 +297,8 @@ def vxlan(site: Site, target: str, source: str, destination: str) -> bytes:
     return bytes.fromhex("08000000") + (84).to_bytes(3, "big") + b"\0" + frame
 
 
-def arrives(lab: Lab, sender: int, pod: Pod, node: str, packet: bytes) -> bool:
-    """Whether what is sent to a node's VXLAN port from a namespace is a datagram that comes to a pod."""
+def arrives(lab: Lab, sender: int, pod: Pod, node: str, packet: bytes, *, port: int = 4789) -> bool:
+    """Whether what is sent to a node's VXLAN port, or another, from a namespace is a datagram that comes to a pod."""
     with lab.inside(pod.descriptor):
         there = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with lab.inside(sender):
@@ -306,7 +306,7 @@ def arrives(lab: Lab, sender: int, pod: Pod, node: str, packet: bytes) -> bool:
     with there, here:
         there.bind((pod.addresses[0], 9998))
         there.settimeout(0.5)
-        here.sendto(packet, (node, 4789))
+        here.sendto(packet, (node, port))
         try:
             return there.recv(100) == b"!"
         except TimeoutError:
@@ -331,6 +331,28 @@ def test_only_nodes_send_into_the_tunnel(site: Site) -> None:
         site.readdress("a", Place(1, 9))
         site.settle()
         site.until(lambda: arrives(b, a.descriptor, on_b, node, packet), "the new address is let in")
+
+
+def test_no_pod_sends_into_the_tunnel_by_an_address_or_a_port_that_leads_there(site: Site) -> None:
+    _, on_a, b, on_b = pair(site)
+    c, _ = populate(site, "c", Place(3, 1))
+    friend = site.add_pod("a", "friend")
+    packet = vxlan(site, "b", friend.addresses[0], on_b.addresses[0])
+    ip(b.name, "addr add 10.8.2.77/24 dev eth0")
+    for lab in (b, c):
+        site.inside(
+            lab.name.rpartition("-")[2],
+            "nft",
+            f"""table ip other {{
+            chain to {{ type nat hook prerouting priority dstnat; udp dport 30000 dnat to 10.8.2.1:4789; }}
+            chain from {{ type nat hook postrouting priority srcnat; ct status dnat masquerade; }}
+            }}""",
+        )
+    assert arrives(c, c.descriptor, on_b, "10.8.2.1", packet), "only the way of a node is open"
+    assert not arrives(c, c.descriptor, on_b, "10.8.2.77", packet)
+    for node, port in (("10.8.2.77", 4789), ("10.8.3.1", 30000), ("10.8.2.1", 30000)):
+        assert not arrives(b, on_a.descriptor, on_b, node, packet, port=port), (node, port)
+    assert reaches(site.labs["a"], friend, on_b, PORT) == BOTH
 
 
 def test_another_vxlan_on_the_same_port_is_not_touched(site: Site) -> None:
