@@ -49,6 +49,7 @@ class Node:
         uplink_mtu: of the interfaces of the default routes, the least.
         mtu: of the bridge and the pods' links.
         bridge_index: of the bridge.
+        networks: those that have, or may have, a route and the bridge's address from us.
     """
 
     def __init__(self, *, bridge_netfilter: str = "disable", tunnels: bool = False) -> None:
@@ -56,7 +57,7 @@ class Node:
         self._tunnels = tunnels
         self.uplink_mtu = self.mtu = _FALLBACK_MTU
         self.bridge_index = 0
-        self._networks: tuple[Network, ...] = ()
+        self.networks: tuple[Network, ...] = ()
         self._put_back: dict[str, tuple[str, float]] = {}
 
     def start(self, networks: Sequence[Network]) -> None:
@@ -101,8 +102,9 @@ class Node:
         families = {network.family for network in networks}
         # With its last address a link loses all routes of the family, and those of pods are on it: the old one goes
         # after the new one came, and stays where none comes.
-        gone = [network for network in self._networks if network not in networks]
+        gone = [network for network in self.networks if network not in networks]
         kept = [network for network in gone if network.family not in families]
+        self.networks = (*networks, *gone)
         with Netlink() as nl:
             for network in networks:
                 for message in self._network(network, Rtm.NEWADDR, Rtm.NEWROUTE, Flag.CREATE | Flag.EXCL):
@@ -117,7 +119,7 @@ class Node:
                         nl.run(message)
                     except NetlinkError as error:
                         log.debug("gone already", step=message.step, error=str(error))
-        self._networks = (*networks, *kept)
+        self.networks = (*networks, *kept)
 
     def _network(self, network: Network, address: Rtm, route: Rtm, flags: Flag) -> tuple[Message, Message]:
         own = netlink.address(gateway(network), index=self.bridge_index)

@@ -2,7 +2,9 @@
 
 A route of ours carries our protocol number and, other than those to the pods of this node, a gateway: the other node's
 own address where it is on a segment with this one, else the network's first address, which is a neighbour on the
-tunnel. Whoever removes a route, a link or an entry of a link, it is put back. What another has made is left alone.
+tunnel. A network to which there is no way, or none yet, is unreachable: what is sent to its pods must not leave by the
+default route. Whoever removes a route, a link or an entry of a link, it is put back. What another has made is left
+alone.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ log = structlog.get_logger()
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _RETRY_SECONDS = 10.0
-Ways = dict[Network, tuple[Address, int]]
-"""The gateway to each network, and the index of the link that it is on."""
+Ways = dict[Network, tuple[Address, int] | None]
+"""The gateway to each network, and the index of the link that it is on; None: it is unreachable."""
 
 
 @dataclass(slots=True)
@@ -141,10 +143,16 @@ class NodeRoutes:
         self._networks = frozenset(network for node in nodes.values() for network in node.pod_cidrs)
         indexes, failures = vxlan.hold(nl, wanted.tunnels, vxlan=self._tunnel, uplink_mtu=self._setup.uplink_mtu)
         self._links = frozenset(indexes.values())
-        ways = dict(wanted.direct)
-        for family, index in indexes.items():
-            ways |= {network: (network.first, index) for network in wanted.tunnels[family].peers}
-        return failures | _make(nl, ways, _routes(nl).ours)
+        ways: Ways = {**wanted.direct, **dict.fromkeys(wanted.unreachable)}
+        for family, tunnel in wanted.tunnels.items():
+            index = indexes.get(family)
+            ways |= {network: None if index is None else (network.first, index) for network in tunnel.peers}
+        return failures | _make(nl, ways, self._ours(_routes(nl).ours))
+
+    def _ours(self, found: Ways) -> Ways:
+        """Without what the bridge's set-up made unreachable; all of that, while it is not known what it is."""
+        own = self._setup.networks
+        return {network: way for network, way in found.items() if way is not None or (own and network not in own)}
 
     def _links_to(self, nl: Netlink, nodes: Mapping[str, Node]) -> dict[Address, int]:
         """The links that other nodes' addresses are directly on."""
@@ -163,6 +171,9 @@ def _routes(nl: Netlink) -> _Routes:
             if table == netlink.RT_TABLE_LOCAL and kind == netlink.RTN_LOCAL and destination is not None:
                 routes.addresses.add(destination)
             if table != netlink.RT_TABLE_MAIN:
+                continue
+            if protocol == ROUTE_PROTOCOL and kind == netlink.RTN_UNREACHABLE and destination is not None:
+                routes.ours[Network(destination, length)] = None
                 continue
             if protocol == ROUTE_PROTOCOL and gateway is not None and destination is not None:
                 link = int.from_bytes(attributes.get(netlink.Rta.OIF, b""), "little")
@@ -196,29 +207,35 @@ def _link_to(nl: Netlink, address: Address) -> int:
 def _make(nl: Netlink, wanted: Ways, present: Ways) -> frozenset[str]:
     """Make routes from those that are there; one that is refused harms no other. What was refused, in words."""
     failures = set()
-    for network, (gateway, index) in present.items():
-        # IPv6 takes no gateway on another link than that which the route has now (ip6_route_check_nh_onlink).
-        if network not in wanted or wanted[network][1] != index:
-            _delete(nl, network, gateway, index)
-    for network, (gateway, index) in wanted.items():
-        if present.get(network) != (gateway, index):
-            route = _route(network, gateway, index)
-            try:
-                nl.run(Message(f"route to {network}", Rtm.NEWROUTE, Flag.CREATE | Flag.REPLACE, route.payload()))
-            except NetlinkError as error:
-                failures.add(str(error))
+    for network in present.keys() - wanted.keys():
+        _delete(nl, network, present[network])
+    for network, way in wanted.items():
+        before = present.get(network)
+        if network in present and before == way:
+            continue
+        # IPv6 takes no gateway on another link than that which the route has now (ip6_route_check_nh_onlink), so
+        # between two ways, as before the first, there is none. What came here meanwhile is another's, and stays.
+        at_once = way is None or (network in present and (before is None or before[1] == way[1]))
+        place = Flag.REPLACE if network in present else Flag.EXCL
+        try:
+            for step in (way,) if at_once else (None, way):
+                payload = _route(network, step).payload()
+                nl.run(Message(f"route to {network}", Rtm.NEWROUTE, Flag.CREATE | place, payload))
+                place = Flag.REPLACE
+        except NetlinkError as error:
+            failures.add(str(error))
     if wanted != present:
         log.info("routes to other nodes", networks=len(wanted) - len(failures), before=len(present))
     return frozenset(failures)
 
 
-def _delete(nl: Netlink, network: Network, gateway: Address, index: int) -> None:
-    route = _route(network, gateway, index)
+def _delete(nl: Netlink, network: Network, way: tuple[Address, int] | None) -> None:
     try:
-        nl.run(Message(f"remove route to {network}", Rtm.DELROUTE, Flag(0), route.payload()))
+        nl.run(Message(f"remove route to {network}", Rtm.DELROUTE, Flag(0), _route(network, way).payload()))
     except NetlinkError as error:
         log.debug("route gone already", network=str(network), error=str(error))
 
 
-def _route(network: Network, gateway: Address, index: int) -> netlink.Route:
+def _route(network: Network, way: tuple[Address, int] | None) -> netlink.Route:
+    gateway, index = way or (None, 0)
     return netlink.Route(network.first, network.length, ROUTE_PROTOCOL, index=index, gateway=gateway)

@@ -23,6 +23,7 @@ from enforcer.kernel.conntrack import Flow
 from enforcer.kernel.nftables import NftError, Tables
 from enforcer.model.addresses import Network
 from enforcer.model.changes import Change, Rejection
+from enforcer.model.nodes import settle
 from enforcer.model.objects import Attachment, Namespace, NetworkPolicy, Node, Object, Pod
 from enforcer.policy.endpoints import Standing
 from enforcer.policy.index import PolicyIndex
@@ -303,13 +304,17 @@ class Reconciler:
         self._take_nodes(nodes)
 
     def _take_nodes(self, nodes: Mapping[str, Node | None]) -> None:
-        changed = {name: node for name, node in nodes.items() if node != self._nodes.get(name)}
+        # This node's own that is gone leaves its pods behind: it counts as it was last known.
+        changed = {
+            name: node
+            for name, node in nodes.items()
+            if node != self._nodes.get(name) and (node is not None or name != self._settings.node)
+        }
         if not changed:
             return
         for name, node in changed.items():
             _put(self._nodes, name, node)
-        self._translator.nodes_changed(self._nodes.values())
-        # A Node that is gone leaves its pods behind: they stay closed until another says where they are.
+        self._translator.nodes_changed(settle(self._nodes, own=self._settings.node))
         if (own := changed.get(self._settings.node)) is not None:
             self._own_networks = own.pod_cidrs
             self._translator.own_networks_changed(own.pod_cidrs)

@@ -194,9 +194,7 @@ def static_counters(settings: BaseSettings) -> Iterator[Counter]:
     yield Counter(Table.POLICY, REVOKED, "of established flows that policy does not allow any more")
     yield Counter(Table.POLICY, UNKNOWN_SOURCE, "from a bridge port, with an address that is no pod's")
     if settings.tunnel is not None:
-        yield Counter(
-            Table.POLICY, TUNNEL, "VXLAN not from a node to a node, or from a node with an address of our pods"
-        )
+        yield Counter(Table.POLICY, TUNNEL, "VXLAN that is not from node to node, or has an address of our pods")
     if settings.close_own_networks:
         yield Counter(Table.POLICY, UNKNOWN_POD, "from or to an address of this node's pods that is no known pod's")
     yield Counter(Table.GUARD, FORGED, "sent by a pod from an address that is not its own, or to loopback")
@@ -278,13 +276,11 @@ def _tunnel_chains(vxlan: Vxlan) -> Iterator[Chain]:
     ours = f"udp dport {vxlan.port} @th,96,24 0x{vxlan.id:x}"
     drop = rule(counter=TUNNEL, verdict="drop")
     inner = _of_families(f'iifname "{LINK_PREFIX}*" {{ip}} saddr @local-{{v}} {drop}')
-    ends = (
-        line for side in ("saddr", "daddr") for line in _of_families(f"{{ip}} {side} != @nodes-{{v}} {ours} {drop}")
-    )
+    from_none, to_none = (_of_families(f"{{ip}} {side} != @nodes-{{v}} {ours} {drop}") for side in ("saddr", "daddr"))
     yield Chain(
         Table.POLICY,
         "tunnel-input",
-        (*ends, f"{ours} ct status dnat {drop}", *inner),
+        (*from_none, *to_none, f"{ours} ct status dnat {drop}", *inner),
         "what comes by the tunnel, and out of it to this node",
         Hook("input", "filter - 1", -1),
     )

@@ -6,10 +6,11 @@ is resolved: the specification of the incremental path.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from enforcer.model.addresses import Address, Family, Network, family_of
-from enforcer.model.objects import Attachment, Direction, IPBlock, NetworkPolicy, Node
+from enforcer.model.nodes import Claims
+from enforcer.model.objects import Attachment, Direction, IPBlock, NetworkPolicy
 from enforcer.policy.isolation import Group
 from enforcer.policy.resolve import Resolved
 from enforcer.policy.sets import Element as Member
@@ -40,15 +41,15 @@ class Translator:
             ruleset.put_set(static_set)
         for chain in rules.base_chains(settings):
             ruleset.put_chain(chain)
-        self.nodes_changed(())
+        self.nodes_changed(Claims({}, {}, frozenset()))
 
-    def nodes_changed(self, nodes: Collection[Node]) -> None:
-        """Say which nodes there are: their own addresses, and the networks of their pods."""
+    def nodes_changed(self, claims: Claims) -> None:
+        """Say what is believed of nodes: their own addresses, and the networks of their pods."""
         if self._settings.masquerade:
-            networks = [network for node in nodes for network in node.pod_cidrs if network.length]
+            networks = [network for of in claims.networks.values() for network in of]
             self._put_networks(names.network_set, [*networks, *self._settings.not_masqueraded])
         if self._settings.tunnel is not None:
-            self._put_nodes(nodes)
+            self._put_nodes(claims.addresses)
 
     def own_networks_changed(self, networks: Iterable[Network]) -> None:
         """Say which networks are this node's pods'."""
@@ -66,11 +67,11 @@ class Translator:
                 self._ruleset.put_element(of.table, of.name, key)
             self._networks[of.name] = wanted
 
-    def _put_nodes(self, nodes: Iterable[Node]) -> None:
+    def _put_nodes(self, nodes: Mapping[str, Iterable[Address]]) -> None:
         names_of: dict[Address, list[str]] = {}
-        for node in nodes:
-            for address in dict.fromkeys(node.addresses):
-                names_of.setdefault(address, []).append(node.name)
+        for name, addresses in nodes.items():
+            for address in dict.fromkeys(addresses):
+                names_of.setdefault(address, []).append(name)
         wanted = {address: Element(names.address_comment(tuple(found))) for address, found in names_of.items()}
         for address in self._nodes.keys() - wanted.keys():
             of = _NODES[family_of(address)]

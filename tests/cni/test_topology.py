@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cni import topology
 from cni.topology import Plan, Routing, Surroundings, plan, tunnel_mac
 from enforcer.model.addresses import Family, Network, family_of, parse_address
+from enforcer.model.nodes import settle
 from enforcer.model.objects import Node
 
 ROUTINGS: tuple[Routing, ...] = ("auto", "direct", "vxlan")
@@ -154,7 +155,7 @@ def test_no_route_leads_into_another_and_none_to_this_nodes_pods(
 ) -> None:
     wanted = plan(nodes, own="a", routing=routing, around=around)
     routed = list(map(Network.parse, networks(wanted)))
-    kept = [*routed, *nodes["a"].pod_cidrs]
+    kept = [*routed, *(network for network in nodes["a"].pod_cidrs if network.length)]
     assert not [(one, other) for one in routed for other in kept if one is not other and one.covers(other)]
     assert not [(one, other) for one in kept for other in routed if one is not other and one.covers(other)]
     assert not set(routed) & around.networks
@@ -174,14 +175,50 @@ def test_the_plan_does_not_depend_on_the_order_in_which_nodes_come(
 def test_a_younger_node_changes_nothing_for_the_others(
     nodes: Mapping[str, Node], around: Surroundings, routing: Routing
 ) -> None:
-    older = {name: n for name, n in nodes.items() if name != "d"}
+    older = {
+        name: dataclasses.replace(n, addresses=tuple({family_of(a): a for a in n.addresses}.values()))
+        for name, n in nodes.items()
+        if name != "d"
+    }
     younger = {**older, "d": dataclasses.replace(nodes["d"], created="2025-01-01T00:00:00Z")}
     before = plan(older, own="a", routing=routing, around=around)
     after = plan(younger, own="a", routing=routing, around=around)
     assert before.direct.items() <= after.direct.items()
     assert before.refused <= after.refused
+    assert before.unreachable <= after.unreachable
     for family, tunnel in before.tunnels.items():
         assert tunnel.peers.items() <= after.tunnels[family].peers.items()
+
+
+@given(clusters(), _around, st.sampled_from(ROUTINGS), _addresses)
+def test_a_further_address_of_an_older_node_takes_no_network(
+    nodes: Mapping[str, Node], around: Surroundings, routing: Routing, further: str
+) -> None:
+    own_ones = tuple(map(parse_address, ("198.51.100.1", "2001:db8:1::1")))
+    honest = {**nodes, "b": dataclasses.replace(nodes["b"], addresses=own_ones, created="2023-01-01T00:00:00Z")}
+    greedy = dataclasses.replace(honest["b"], addresses=(parse_address(further), *own_ones))
+    before = plan(honest, own="a", routing=routing, around=around)
+    after = plan({**honest, "b": greedy}, own="a", routing=routing, around=around)
+    assert networks(before) | set(map(str, before.unreachable)) == networks(after) | set(map(str, after.unreachable))
+
+
+@given(clusters(), _around, st.sampled_from(ROUTINGS))
+def test_a_network_that_is_believed_has_a_way_or_is_unreachable_or_has_anothers_route(
+    nodes: Mapping[str, Node], around: Surroundings, routing: Routing
+) -> None:
+    claims = settle(nodes, own="a", machine=around.addresses, gateways=around.gateways)
+    believed = {network for name, of in claims.networks.items() if name != "a" for network in of}
+    wanted = plan(nodes, own="a", routing=routing, around=around)
+    with_way = set(map(Network.parse, networks(wanted)))
+    assert not with_way & wanted.unreachable
+    assert with_way | wanted.unreachable == believed - around.networks
+
+
+@given(clusters())
+def test_no_believed_address_of_another_node_lies_in_a_pod_network(nodes: Mapping[str, Node]) -> None:
+    claims = settle(nodes, own="a")
+    addresses = {a for name, of in claims.addresses.items() if name != "a" for a in of}
+    assert not [(a, n) for a in addresses for of in claims.networks.values() for n in of if a in n]
 
 
 @given(clusters())

@@ -343,10 +343,10 @@ def test_no_pod_sends_into_the_tunnel_by_an_address_or_a_port_that_leads_there(s
         site.inside(
             lab.name.rpartition("-")[2],
             "nft",
-            f"""table ip other {{
-            chain to {{ type nat hook prerouting priority dstnat; udp dport 30000 dnat to 10.8.2.1:4789; }}
-            chain from {{ type nat hook postrouting priority srcnat; ct status dnat masquerade; }}
-            }}""",
+            """table ip other {
+            chain to { type nat hook prerouting priority dstnat; udp dport 30000 dnat to 10.8.2.1:4789; }
+            chain from { type nat hook postrouting priority srcnat; ct status dnat masquerade; }
+            }""",
         )
     assert arrives(c, c.descriptor, on_b, "10.8.2.1", packet), "only the way of a node is open"
     assert not arrives(c, c.descriptor, on_b, "10.8.2.77", packet)
@@ -432,21 +432,92 @@ def test_a_restart_leaves_the_tunnel_as_it_is_and_removes_what_is_stale(site: Si
     assert reaches(a, on_a, on_b, PORT) == BOTH
 
 
+def node_object(name: str, cidr: str, *addresses: str, created: str = "2026-01-01T00:00:00Z") -> dict:
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "creationTimestamp": created},
+            "spec": {"podCIDRs": [cidr]},
+            "status": {"addresses": [{"type": "InternalIP", "address": a} for a in addresses]}}  # fmt: skip
+
+
+def unreachable(site: Site, short: str) -> set[str]:
+    """The networks that a node sends nothing to."""
+    shown = [site.shown(short, *family, "-j", "route", "show", "proto", "84") for family in ([], ["-6"])]
+    return {route["dst"] for one in shown for route in json.loads(one) if route.get("type") == "unreachable"}
+
+
+def seen_outside(site: Site, lab: NodeLab, pod: Pod) -> str:
+    """The address by which a host outside of the cluster sees a pod connect."""
+    with Path("/run/netns", site.router).open() as outside, lab.inside(outside.fileno()):
+        server = socket.create_server(("10.8.2.254", 0))
+    with server:
+        server.settimeout(10)
+        assert lab.connects(pod, "10.8.2.254", server.getsockname()[1], seconds=10)
+        accepted, peer = server.accept()
+        accepted.close()
+        return str(peer[0])
+
+
+def test_pods_stay_masqueraded_whatever_networks_a_node_claims_and_without_their_own_nodes_object(site: Site) -> None:
+    a, on_a, _, on_b = pair(site)
+    ip(site.router, "route add 10.244.1.0/24 via 10.8.1.1")
+    site.publish(bad=node_object("bad", "10.8.0.0/16", "10.8.9.9"), other=node_object("c", "10.8.2.0/24", "10.8.9.8"))
+    site.settle()
+    assert seen_outside(site, a, on_a) == "10.8.1.1"
+    site.places.pop("a")
+    site.publish()
+    site.settle()
+    assert seen_outside(site, a, on_a) == "10.8.1.1"
+    assert a.connects(on_a, on_b.addresses[0], PORT, seconds=0.3) is False, "the other node knows this one no more"
+
+
+def test_an_older_node_that_says_it_has_a_pods_address_takes_no_network(site: Site) -> None:
+    a, on_a, _, on_b = pair(site)
+    for place in site.places.values():
+        place.created = "2026-01-01T00:00:00Z"
+    site.publish(old=node_object("old", "10.244.99.0/24", "10.244.2.200", "10.8.9.9", created="2020-01-01T00:00:00Z"))
+    site.settle()
+    assert routes(site, "a")["10.244.2.0/24"] == f"10.244.2.0 {LINK}"
+    assert reaches(a, on_a, on_b, PORT) == BOTH
+    assert "old: address 10.244.2.200 lies in a pod network of" in site.log("a")
+
+
+def test_pod_networks_without_a_way_are_unreachable_until_there_is_one(site: Site) -> None:
+    a, on_a, _, on_b = pair(site)
+    theirs = {"10.244.2.0/24", "fd44:2::/64"}
+    assert not unreachable(site, "a") & theirs
+    lost = site.places["b"]
+    site.places["b"] = Place(2, 1, families=(), pods=lost.pods)
+    site.publish()
+    site.settle()
+    assert (unreachable(site, "a") >= theirs, routes(site, "a")) == (True, {})
+    site.inside("a", "ip", "route", "del", "unreachable", "10.244.2.0/24", "proto", "84")
+    site.until(lambda: unreachable(site, "a") >= theirs, "it is put back")
+    site.inside("a", "ip", "route", "replace", "10.244.2.0/24", "via", "10.8.1.254")
+    site.places["b"] = lost
+    site.publish()
+    site.settle()
+    assert "10.244.2.0/24 via 10.8.1.254 dev eth0" in site.shown("a", "route"), "another's stays"
+    site.inside("a", "ip", "route", "del", "10.244.2.0/24")
+    site.until(lambda: set(routes(site, "a")) == theirs, "there is a way again")
+    assert reaches(a, on_a, on_b, PORT) == BOTH
+    site.places["b"] = Place(2, 1, families=(), pods=lost.pods)
+    site.publish()
+    site.settle()
+    site.places.pop("b")
+    site.publish()
+    site.settle()
+    assert not unreachable(site, "a") & theirs
+    assert unreachable(site, "a") == {"10.244.1.0/24", "fd44:1::/64"}
+
+
 def test_a_younger_node_takes_nothing_from_those_that_are_there(site: Site) -> None:
     a, on_a, _, on_b = pair(site)
     before = state(site, "a")
-
-    def evil(number: int, cidr: str, address: str) -> dict:
-        return {"apiVersion": "v1", "kind": "Node",
-                "metadata": {"name": f"a{number}", "creationTimestamp": "2026-01-01T00:00:00Z"},
-                "spec": {"podCIDRs": [cidr]},
-                "status": {"addresses": [{"type": "InternalIP", "address": address}]}}  # fmt: skip
 
     claims = [("10.244.2.0/24", "10.8.9.1"), ("10.244.2.128/25", "10.8.9.1"), ("0.0.0.0/0", "10.8.9.1"),
               ("10.244.0.0/16", "10.8.9.1"), ("10.8.2.0/25", "10.8.9.1"), ("10.8.1.128/25", "10.8.9.1"),
               ("10.77.0.0/24", "224.0.0.1"), ("10.78.0.0/24", "10.244.2.9"), ("10.79.0.0/24", "10.8.1.1"),
               ("224.0.0.0/24", "10.8.9.1")]  # fmt: skip
-    site.publish(**{str(n): evil(n, *claim) for n, claim in enumerate(claims)})
+    site.publish(**{str(n): node_object(f"a{n}", *claim) for n, claim in enumerate(claims)})
     site.settle()
     assert state(site, "a") == before
     assert reaches(a, on_a, on_b, PORT) == BOTH

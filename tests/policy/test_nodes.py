@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from enforcer.model.addresses import Network, parse_address
+from enforcer.model.nodes import settle
 from enforcer.model.objects import Node
 from enforcer.model.tunnel import Vxlan
 from enforcer.ruleset.ruleset import Ruleset
@@ -28,14 +30,36 @@ _nodes = st.lists(
 
 
 def rendered(*states: list[Node]) -> dict[str, object]:
-    """The elements of each set after these states."""
+    """The elements of each set of node ``a`` after these states."""
     ruleset = Ruleset()
     translator = Translator(ruleset, SETTINGS)
     for nodes in states:
-        translator.nodes_changed(nodes)
+        translator.nodes_changed(settle({node.name: node for node in nodes}, own="a"))
     return {of.name: ruleset.elements(of) for of in ruleset.sets}
 
 
 @given(st.lists(_nodes, min_size=1, max_size=5))
 def test_sets_of_nodes_do_not_depend_on_what_was_before(states: list[list[Node]]) -> None:
     assert rendered(*states) == rendered(states[-1])
+
+
+@pytest.mark.parametrize(
+    ("cidr", "address"),
+    [
+        ("0.0.0.0/1", "198.51.100.9"),
+        ("128.0.0.0/1", "198.51.100.9"),
+        ("192.0.0.0/8", "198.51.100.9"),
+        ("192.0.2.2/32", "198.51.100.9"),
+        ("10.2.0.0/16", "10.2.0.9"),
+        ("10.1.0.9/32", "10.1.0.9"),
+        ("::/0", "224.0.0.1"),
+    ],
+)
+def test_a_younger_node_turns_masquerade_off_for_no_network_that_is_not_its_own(cidr: str, address: str) -> None:
+    nodes = [Node("a", NETWORKS[:1], ADDRESSES[:1]), Node("b", NETWORKS[1:2], ADDRESSES[1:2])]
+    bad = Node("0", (Network.parse(cidr),), (parse_address(address),), "2025-01-01T00:00:00Z")
+    expected, got = rendered(nodes), rendered([*nodes, bad])
+    for name in ("pod-networks-v4", "pod-networks-v6"):
+        assert got[name] == expected[name]
+    if not address.startswith("198."):
+        assert got["nodes-v4"] == expected["nodes-v4"]
