@@ -15,7 +15,7 @@ from cni import netlink, netns
 from cni.ipam import gateway
 from cni.netlink import Flag, Message, Netlink, NetlinkError, Rtm
 from enforcer.model import tunnel
-from enforcer.model.addresses import Address, Family, Network
+from enforcer.model.addresses import Address, Family, Network, family_of, format_address
 
 BRIDGE = "drawbridge0"
 BRIDGE_MAC = bytes.fromhex("0a5824000001")
@@ -107,26 +107,46 @@ class Node:
         self.networks = (*networks, *gone)
         with Netlink() as nl:
             for network in networks:
-                for message in self._network(network, Rtm.NEWADDR, Rtm.NEWROUTE, Flag.CREATE | Flag.EXCL):
+                for message in self._network(network):
                     try:
                         nl.run(message)
                     except NetlinkError as error:
                         if error.errno != errno.EEXIST:
                             raise
+            # Also those of an agent of before; unreachable networks of its time are the routes' (cni.routes).
+            stays = {gateway(network) for network in (*networks, *kept)}
+            for address in self._host_addresses(nl):
+                if address not in stays and family_of(address) in families:
+                    old = netlink.address(address, index=self.bridge_index)
+                    _try(nl, Message(f"remove address {format_address(address)}", Rtm.DELADDR, Flag(0), old))
             for network in set(gone) - set(kept):
-                for message in self._network(network, Rtm.DELADDR, Rtm.DELROUTE, Flag(0)):
-                    try:
-                        nl.run(message)
-                    except NetlinkError as error:
-                        log.debug("gone already", step=message.step, error=str(error))
+                rest = netlink.Route(network.first, network.length, ROUTE_PROTOCOL)
+                try:
+                    nl.run(Message(f"remove route of {network}", Rtm.DELROUTE, Flag(0), rest.payload()))
+                except NetlinkError as error:
+                    log.debug("gone already", step=error.step, error=str(error))
         self.networks = (*networks, *kept)
 
-    def _network(self, network: Network, address: Rtm, route: Rtm, flags: Flag) -> tuple[Message, Message]:
+    def _host_addresses(self, nl: Netlink) -> list[Address]:
+        """The addresses of the bridge that are ours by their form: without a network."""
+        found = []
+        for payload in nl.dump(
+            Message("list addresses", Rtm.GETADDR, Flag(0), netlink.ADDRESS_HEADER.pack(0, 0, 0, 0, 0))
+        ):
+            _, length, _, _, index = netlink.ADDRESS_HEADER.unpack_from(payload)
+            attributes = netlink.attributes_of(payload[netlink.ADDRESS_HEADER.size :])
+            address = attributes.get(netlink.Ifa.LOCAL) or attributes[netlink.Ifa.ADDRESS]
+            if index == self.bridge_index and length == family_of(address).bits:
+                found.append(address)
+        return found
+
+    def _network(self, network: Network) -> tuple[Message, Message]:
         own = netlink.address(gateway(network), index=self.bridge_index)
         rest = netlink.Route(network.first, network.length, ROUTE_PROTOCOL)
+        flags = Flag.CREATE | Flag.EXCL
         return (
-            Message(f"address of {BRIDGE} in {network}", address, flags, own),
-            Message(f"route of {network}", route, flags, rest.payload()),
+            Message(f"address of {BRIDGE} in {network}", Rtm.NEWADDR, flags, own),
+            Message(f"route of {network}", Rtm.NEWROUTE, flags, rest.payload()),
         )
 
     def put_back(self) -> list[str]:

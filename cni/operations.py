@@ -62,6 +62,7 @@ class Operations:
         self._enforcer = enforcer
         self._own_netns = netns.open_own()
         self._networks: tuple[Network, ...] = ()
+        self._unusable = ""
         self._choosing = threading.Lock()
         self._guard = threading.Lock()
         self._locks: dict[str, tuple[threading.Lock, int]] = {}
@@ -85,9 +86,17 @@ class Operations:
         return self.attachments()
 
     def set_pod_cidrs(self, networks: Sequence[Network]) -> None:
-        """Take in the node's pod networks; attachments outside them stay."""
-        self._networks = tuple(networks)
-        self._node.set_networks(self._networks)
+        """Take in the node's pod networks; attachments outside them stay.
+
+        Raises:
+            NetlinkError: the kernel refused a step; as with the others, no pod gets an address until the next call.
+            OSError: there is no way to ask it.
+            ValueError: a network is every address.
+        """
+        self._networks = ()
+        self._unusable = f"the node's pod CIDRs {', '.join(map(str, networks))} cannot be used; see the agent's log"
+        self._node.set_networks(networks)
+        self._networks, self._unusable = tuple(networks), ""
 
     def gateways(self) -> tuple[Address, ...]:
         """The node's own addresses on the pod network."""
@@ -103,7 +112,7 @@ class Operations:
             return reason
         if not links.exists(BRIDGE):
             return f"bridge {BRIDGE} is gone; restart the agent"
-        return None if self._networks or delegated else "the node has no pod CIDR yet"
+        return None if self._networks or delegated else self._unusable or "the node has no pod CIDR yet"
 
     def run(self, request: Request) -> dict[str, Any] | None:
         """Do a request.
@@ -180,7 +189,9 @@ class Operations:
             return record, lease
         if not self._networks:
             raise CniError(
-                TRY_AGAIN_LATER, "the node has no pod CIDR yet", "give the Node spec.podCIDRs, or the agent --pod-cidr"
+                TRY_AGAIN_LATER,
+                self._unusable or "the node has no pod CIDR yet",
+                "give the Node spec.podCIDRs, or the agent --pod-cidr",
             )
         with self._choosing:
             record = _record(request, self._store.choose(self._networks, request.requested_addresses))

@@ -531,3 +531,26 @@ def test_uninstall_removes_the_tunnel(site: Site) -> None:
     assert f"removed link {LINK}" in removed
     assert LINK not in site.shown("a", "link")
     assert routes(site, "a") == {}
+
+
+def test_another_node_gets_the_network_that_this_one_had_before_a_restart(site: Site) -> None:
+    a = site.add("a", Place(1, 1, pods=1))
+    site.settle()
+    a.stop_agent()
+    site.places["a"].pods = 5
+    site.publish()
+    a.start_agent()
+    _, on_b = populate(site, "b", Place(2, 1, pods=1))
+    on_a = site.add_pod("a", "pod-a")
+    site.settle()
+    assert reaches(a, on_a, on_b, PORT) == BOTH
+    assert "10.244.1.1" not in site.shown("a", "addr", "show", "drawbridge0")
+
+
+def test_no_pod_is_attached_from_a_pod_network_that_cannot_be_used(site: Site) -> None:
+    a = site.add("a", Place(1, 1))
+    place = site.places.pop("a")
+    site.publish(own=node_object(a.name, "0.0.0.0/0", "10.8.1.1"))
+    site.settle()
+    assert "0.0.0.0/0 cannot be used" in a.status()["unready"]
+    site.places["a"] = place
