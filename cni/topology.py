@@ -112,7 +112,8 @@ class _Planner:
                 reason: str | None = "has another's route on this node: remove that, or the pod network that made it"
             else:
                 reason = self._route(name, addresses, network)
-                if reason is not None:
+                # With direct routes only, a router of the network may know the way.
+                if reason is not None and self._routing != "direct":
                     self._unreachable.add(network)
             if reason is not None:
                 self._refused.add(f"{name}: pod network {network} {reason}")

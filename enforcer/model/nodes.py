@@ -44,7 +44,8 @@ def settle(
     this = nodes.get(own, Node(own))
     ours = machine | set(this.addresses)
     taken = _Taken(ours | gateways)
-    for network in this.pod_cidrs:
+    # The widest first: one within another adds nothing.
+    for network in sorted(this.pod_cidrs, key=lambda network: network.length):
         if network.length:
             taken.add_network(network, own)
     others = sorted((node for node in nodes.values() if node.name != own), key=lambda node: (node.created, node.name))
@@ -97,7 +98,9 @@ class _Taken:
             insort(self._addresses[family_of(address)], (int.from_bytes(address, "big"), holder))
 
     def add_network(self, network: Network, holder: str) -> None:
-        insort(self._networks[network.family], (*network.interval, holder))
+        """Take a network in, unless it overlaps one that is there."""
+        if not self._holder(network.family, *network.interval):
+            insort(self._networks[network.family], (*network.interval, holder))
 
     def refusal(self, network: Network) -> str | None:
         """Why a network is not believed."""

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from enforcer.cli import cli
 from enforcer.model.addresses import Network, parse_address
+from enforcer.model.nodes import settle
 from enforcer.model.objects import Node
 from enforcer.model.tunnel import Vxlan
 from enforcer.ruleset.ruleset import Ruleset
@@ -40,12 +41,9 @@ def test_nodes_become_the_masquerade_and_the_tunnel_of_nodes_nft() -> None:
     exempt = tuple(map(Network.parse, ("172.16.0.0/12", "2001:db8::/32")))
     ruleset = Ruleset()
     translator = Translator(ruleset, BaseSettings(masquerade=True, not_masqueraded=exempt, tunnel=Vxlan(84, 4789)))
-    translator.nodes_changed(
-        [
-            node("one", ["10.244.1.0/24", "fd44:1::/64"], ["192.0.2.1", "fd08::1"]),
-            node("two", ["10.244.2.0/24", "fd44:2::/64"], ["192.0.2.2", "fd08::2"]),
-        ]
-    )
+    one = node("one", ["10.244.1.0/24", "fd44:1::/64"], ["192.0.2.1", "fd08::1"])
+    two = node("two", ["10.244.2.0/24", "fd44:2::/64"], ["192.0.2.2", "fd08::2"])
+    translator.nodes_changed(settle({"one": one, "two": two}, own="one"))
     assert listing(ruleset) == (FOLDER / "nodes.nft").read_text()
 
 
