@@ -7,6 +7,7 @@ packed here and not by pyroute2: docs/decisions/0001-netlink-without-pyroute2.md
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -21,7 +22,7 @@ _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLMSGERR_ATTR_MSG = 1
 _NLM_F_ACK_TLVS = 0x200
 _NESTED, _KIND_MASK = 0x8000, 0x3FFF
-_RECEIVE_BYTES = 1 << 17
+_RECEIVE_BYTES, _DATAGRAMS = 1 << 17, 10_000
 _GROUPS = 1 << 0 | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10
 """Links, neighbours, and the addresses and routes of IPv4 and IPv6."""
 
@@ -379,7 +380,13 @@ class Events:
             OSError: events were lost.
         """
         self._socket.settimeout(seconds)
-        return [(kind, payload) for kind, _, _, payload in _split(self._socket.recv(_RECEIVE_BYTES))]
+        datagrams = [self._socket.recv(_RECEIVE_BYTES)]
+        self._socket.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            # All that is there already, up to a bound: who acts on it acts once.
+            while len(datagrams) < _DATAGRAMS:
+                datagrams.append(self._socket.recv(_RECEIVE_BYTES))
+        return [(kind, payload) for datagram in datagrams for kind, _, _, payload in _split(datagram)]
 
 
 def _split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
