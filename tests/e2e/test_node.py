@@ -78,9 +78,9 @@ def test_the_runtimes_configuration_is_there_only_when_pods_can_start_and_names_
     ) as lab:
         # The agent looks at settings, then at the configuration: by its second look, the first is over.
         on_node(lab, "sysctl", "-w", "net.ipv4.ip_forward=0")
-        says(lab, "net.ipv4.ip_forward = 0")
-        on_node(lab, "sysctl", "-w", "net.ipv4.ip_forward=1")
-        says_no_more(lab, "net.ipv4.ip_forward")
+        says(lab, "net.ipv4.ip_forward was 0 and is put back")
+        on_node(lab, "sysctl", "-w", "net.ipv4.conf.all.send_redirects=1")
+        says(lab, "net.ipv4.conf.all.send_redirects was 1 and is put back")
         assert list(folder.iterdir()) == []
         assert "no pod can start here: the node has no pod CIDR yet" in drawbridge(lab, "status")
         node = f"apiVersion: v1\nkind: Node\nmetadata: {{name: {lab.name}}}\nspec: {{podCIDRs: [10.96.0.0/24]}}\n"
