@@ -240,7 +240,8 @@ def test_what_pods_send_out_of_the_cluster_comes_from_their_node_and_to_exempt_n
     outside, exempt, own_port = ("10.8.1.254", "fd08:1::fe"), ("198.51.100.1", "2001:db8::1"), 9995
     a, on_a = populate(site, "a", Place(1, 1), notMasqueraded=["198.51.100.0/24", "2001:db8::/64"])
     for there, here, via in zip(exempt, on_a.addresses, site.places["a"].addresses, strict=True):
-        ip(site.router, f"addr add {there} dev lo", f"route add {here} via {via}")
+        option = "nodad" if ":" in there else ""
+        ip(site.router, f"addr add {there} dev lo {option}", f"route add {here} via {via}")
     seen: list[tuple[str, int]] = []
     with Path("/run/netns", site.router).open() as router:
         for address in (*outside, *exempt):
