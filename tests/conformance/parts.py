@@ -46,5 +46,6 @@ PARTS = (
     Part("Netpol", r"\] Netpol ", tests=51, left_out=3),
     Part("Granular Checks: Pods", r"Networking Granular Checks: Pods", tests=6, left_out=2),
     Part("Conntrack", r"\] Conntrack ", tests=7, left_out=1),
+    Part("HostPort", r"\] HostPort ", tests=1, left_out=0),
     Part("Dual stack", r"\[Feature:IPv6DualStack\] should", tests=9, left_out=0),
 )
