@@ -168,7 +168,8 @@ class Node:
         return [f"{name.replace('/', '.')} {told}" for name, (told, _) in self._put_back.items()]
 
     def _settings(self) -> dict[str, str]:
-        tunnels = {name: value for link in tunnel.LINKS.values() for name, value in link_settings(link).items()}
+        links = tunnel.LINKS.values() if self._tunnels else ()
+        tunnels = {name: value for link in links for name, value in link_settings(link).items()}
         bridged = dict.fromkeys(_BRIDGE_NETFILTER, "0") if self._disable_netfilter else {}
         return _SETTINGS | tunnels | bridged
 

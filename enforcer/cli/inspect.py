@@ -37,7 +37,8 @@ def _print_status(answer: dict[str, Any]) -> None:
     pods = answer["pods"]
     out.print(f"{pods['local']} pods here of {pods['cluster']} in the cluster, {answer['policies']} policies")
     if answer["failure"]:
-        out.print(f"[red]the kernel refuses[/]: {answer['failure']}", markup=True)
+        out.print("[red]the kernel refuses[/]:", end=" ")
+        out.print(answer["failure"], markup=False)
     for setting in answer["settings"]:
         out.print("[red]a setting of the node is wrong[/]:", end=" ")
         out.print(setting, markup=False)
@@ -49,7 +50,8 @@ def _print_status(answer: dict[str, Any]) -> None:
     if fine := [str(one) for one in heard if not one.trouble]:
         out.print(", ".join(fine))
     if answer["unready"]:
-        out.print("[red]no pod can start here[/]:", answer["unready"])
+        out.print("[red]no pod can start here[/]:", end=" ")
+        out.print(answer["unready"], markup=False)
     for amiss in answer["amiss"]:
         out.print("amiss on the node:", amiss, markup=False)
     for rejected in answer["rejected"]:

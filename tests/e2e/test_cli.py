@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from enforcer.cli import inspect
 from enforcer.demo.lab import Lab
 from tests.e2e.conftest import EXECUTABLE, WEB_TO_DB, put
 
@@ -125,3 +126,12 @@ def test_the_version_and_help_of_each_command_are_there(lab: Lab) -> None:
     ):
         assert "Usage:" in subprocess.run([sys.executable, "-m", "enforcer", command, "--help"], capture_output=True,
                                           text=True, check=True).stdout  # fmt: skip
+
+
+def test_a_reason_with_brackets_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """The kernel's and the API server's words are not ours to read as markup."""
+    said = "Error: syntax error [/x] [red]y"
+    of = {"node": "n", "source": "s", "table": "t", "policies": 0, "pods": {"local": 0, "cluster": 0}}
+    lists = {"settings": [said], "heard": [], "amiss": [said], "rejected": []}
+    inspect._print_status({**of, **lists, "synced": False, "failure": said, "unready": said})
+    assert capsys.readouterr().out.count(said) == 4
