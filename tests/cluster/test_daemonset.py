@@ -113,10 +113,12 @@ def test_an_upgrade_goes_node_by_node_and_flows_and_policies_outlive_it(pods: Cl
     lines = start_flow(pods, target)
     pods.kubectl("apply", "-f", "-", stdin=MANIFEST.read_text().replace(IMAGE, NEXT_IMAGE))
     while not (rolled := rolled_out(pods)):
-        assert agents_away(pods) <= 1
         assert pods.run_on("node-2", "nft", "list", "table", "inet", "drawbridge")
         assert refused(pods, "stranger", target), rolled
-    assert all(agent_pod(pods, node)["metadata"]["uid"] != uid for node, uid in before.items())
+    agents = [agent_pod(pods, node) for node in pods.nodes]
+    assert not {agent["metadata"]["uid"] for agent in agents} & set(before.values())
+    first, second = sorted(agents, key=lambda agent: agent["metadata"]["creationTimestamp"])
+    assert second["metadata"]["creationTimestamp"] >= ready_since(first)
     after = lines()
     wait_until(lambda: lines() > after, "the connection of before still carries lines", seconds=20)
     assert policy_holds(pods)
@@ -141,20 +143,9 @@ def start_flow(cluster: Cluster, target: str) -> Callable[[], int]:
     return lines
 
 
-def agents_away(cluster: Cluster) -> int:
-    """How many nodes have no agent that is ready."""
-    return len(cluster.nodes) - len([pod for pod in agents(cluster) if ready(pod)])
-
-
-def agents(cluster: Cluster) -> list[dict[str, Any]]:
-    selector = ("-l", "app.kubernetes.io/name=drawbridge")
-    found: list[dict[str, Any]] = cluster.get("pods", f"--namespace={NAMESPACE}", *selector)["items"]
-    return found
-
-
-def ready(pod: dict[str, Any]) -> bool:
-    conditions = pod["status"].get("conditions", ())
-    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+def ready_since(pod: dict[str, Any]) -> str:
+    (ready,) = (condition for condition in pod["status"]["conditions"] if condition["type"] == "Ready")
+    return str(ready["lastTransitionTime"])
 
 
 def rolled_out(cluster: Cluster) -> bool:
