@@ -121,6 +121,17 @@ def subtract(network: Network, excepts: Iterable[Network]) -> tuple[Interval, ..
     return tuple(left)
 
 
+def merged(intervals: Iterable[Interval]) -> tuple[Interval, ...]:
+    """Intervals in order, those that overlap or touch made one, as nft prints them."""
+    found: list[Interval] = []
+    for first, last in sorted(intervals):
+        if found and first <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(found[-1][1], last))
+        else:
+            found.append((first, last))
+    return tuple(found)
+
+
 def format_interval(interval: Interval, family: Family) -> str:
     """An interval as nft prints it: an address, a prefix, or ``first-last``."""
     first, last = (value.to_bytes(family.bits // 8, "big") for value in interval)

@@ -2,12 +2,13 @@
 
 Three invariants keep it right. The outcome depends on the present state only. Each contribution is taken back by
 computing it again from the value that made it, so every addition has one symmetric removal. The listener hears of a set
-or a group before anything refers to it, and of its end after.
+or a group before anything refers to it. Which group an address is in is worked out once for all that happened since the
+last ``dispatch``, however many policies changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,6 +21,8 @@ from enforcer.policy.resolve import Cluster
 from enforcer.policy.selector_index import SelectorIndex
 from enforcer.policy.sets import Element, NamedPort, PodSelection, PodSet, sets_of
 
+Contributions = Mapping[PodSet, tuple[Element, ...]]
+
 
 class Listener(Protocol):
     """What hears of each difference; ``translate`` is the one that matters."""
@@ -28,13 +31,10 @@ class Listener(Protocol):
         """A set is used from now on; it is empty."""
 
     def set_removed(self, pod_set: PodSet) -> None:
-        """A set is used no more; it has been emptied, or goes with what it holds."""
+        """A set is used no more; it goes with what it holds."""
 
-    def element_added(self, pod_set: PodSet, element: Element) -> None:
-        """An element is in a set now."""
-
-    def element_removed(self, pod_set: PodSet, element: Element) -> None:
-        """An element is not in a set any more."""
+    def element_changed(self, pod_set: PodSet, element: Element, keys: tuple[str, ...]) -> None:
+        """An element of a set is of these endpoints now; of none: it is not in the set any more."""
 
     def policy_changed(self, policy: NetworkPolicy) -> None:
         """A policy is in force, or is in force with other rules."""
@@ -51,7 +51,7 @@ class Listener(Protocol):
     def dispatch_changed(
         self, direction: Direction, address: Address, group: Group | None, keys: tuple[str, ...]
     ) -> None:
-        """A local address, claimed by the endpoints ``keys``, is in another group now (None: isolated no more)."""
+        """A local address, claimed by the endpoints ``keys``, is in this group now (None: isolated no more)."""
 
     def local_changed(self, address: Address, keys: tuple[str, ...]) -> None:
         """The endpoints that claim a local address are these now."""
@@ -59,10 +59,10 @@ class Listener(Protocol):
 
 @dataclass(slots=True)
 class _Members:
-    """A set in use: how many policies use it, and how many endpoints contribute each element."""
+    """A set in use: how many policies use it, and the endpoints that contribute each element."""
 
     users: int = 0
-    counts: dict[Element, int] = field(default_factory=dict)
+    owners: dict[Element, tuple[str, ...]] = field(default_factory=dict)
 
 
 class PolicyIndex:
@@ -77,19 +77,19 @@ class PolicyIndex:
         self._endpoints: dict[str, Endpoint] = {}
         self._by_namespace: dict[str, dict[str, Endpoint]] = {}
         self._policies: dict[str, NetworkPolicy] = {}
-        # Policies by whom they select; and the local endpoints that each one does select.
+        # Policies by whom they select; the local endpoints that each one does select, and the reverse.
         self._subjects: SelectorIndex[str] = SelectorIndex()
         self._selected: dict[str, set[str]] = {}
+        self._selecting: dict[str, set[str]] = {}
         # The sets that policies in force use, and the ways to find those that an endpoint may be in.
         self._sets: dict[PodSet, _Members] = {}
         self._selections: SelectorIndex[PodSelection] = SelectorIndex()
         self._named_ports: dict[str, dict[NamedPort, None]] = {}
-        # Local addresses: who claims them, and how they are dispatched.
+        # Local addresses: who claims them, how they are dispatched, and which are to be looked at.
         self._claims: dict[Address, dict[str, None]] = {}
-        self._dispatch: dict[tuple[Direction, Address], Group] = {}
+        self._dispatch: dict[tuple[Direction, Address], tuple[Group, tuple[str, ...]]] = {}
         self._group_sizes: dict[Group, int] = {}
-        # Addresses of which a flow may be judged otherwise than before.
-        self._affected: set[Address] = set()
+        self._touched: dict[Address, None] = {}
 
     @property
     def cluster(self) -> Cluster:
@@ -100,19 +100,6 @@ class PolicyIndex:
         """How many endpoints of this node a policy selects."""
         return len(self._selected.get(key, ()))
 
-    def group(self, direction: Direction, address: Address) -> Group | None:
-        """Why a local address is isolated; None if it is not, or is not local."""
-        return self._dispatch.get((direction, address))
-
-    def holds(self, pod_set: PodSet, element: Element) -> bool:
-        """Whether a set in use holds an element."""
-        return element in self._sets[pod_set].counts
-
-    def take_affected(self) -> set[Address]:
-        """The addresses of which a flow may be judged otherwise than at the last call: as its pod's, or as a peer's."""
-        affected, self._affected = self._affected, set()
-        return affected
-
     def set_namespace(self, name: str, labels: Labels | None) -> None:
         """Put or remove (None) a namespace object; its pods stay."""
         before = self._namespaces.get(name)
@@ -121,14 +108,10 @@ class PolicyIndex:
         for pod_set in self._sets:
             if isinstance(pod_set, PodSelection) and pod_set.namespace is None:
                 was, now = pod_set.matches_namespace(name, before), pod_set.matches_namespace(name, labels)
-                if was == now:
-                    continue
-                for endpoint in self._by_namespace.get(name, {}).values():
-                    self._affected.update(endpoint.addresses)
-                    if now:
-                        self._contribute(pod_set, pod_set.elements(endpoint, labels))
-                    else:
-                        self._withdraw(pod_set, pod_set.elements(endpoint, before))
+                if was != now:
+                    for endpoint in self._by_namespace.get(name, {}).values():
+                        elements = pod_set.elements(endpoint, labels if now else before)
+                        self._own(pod_set, elements, endpoint.key, owned=now)
         if labels is None:
             del self._namespaces[name]
         else:
@@ -139,15 +122,13 @@ class PolicyIndex:
         before = self._endpoints.get(key)
         if endpoint == before:
             return
-        # The sets that the new value is in come first, so that no element goes only to come back.
-        if endpoint is not None:
-            for pod_set, elements in self._contributions(endpoint):
-                self._affected.update(endpoint.addresses)
-                self._contribute(pod_set, elements)
+        was = {} if before is None else self._contributions(before)
+        now = {} if endpoint is None else self._contributions(endpoint)
+        for pod_set, elements in was.items():
+            self._own(pod_set, set(elements).difference(now.get(pod_set, ())), key, owned=False)
+        for pod_set, elements in now.items():
+            self._own(pod_set, set(elements).difference(was.get(pod_set, ())), key, owned=True)
         if before is not None:
-            for pod_set, elements in self._contributions(before):
-                self._affected.update(before.addresses)
-                self._withdraw(pod_set, elements)
             self._drop_endpoint(before)
         if endpoint is not None:
             self._endpoints[key] = endpoint
@@ -174,43 +155,44 @@ class PolicyIndex:
             }
             if now_selected:
                 self._selected[key] = now_selected
-        was_in_force = before if was_selected else None
-        now_in_force = policy if now_selected else None
-        self._put_in_force(was_in_force, now_in_force)
+        for endpoint_key in was_selected - now_selected:
+            self._selecting[endpoint_key].discard(key)
+        for endpoint_key in now_selected:
+            self._selecting[endpoint_key].add(key)
+        self._put_in_force(before if was_selected else None, policy if now_selected else None)
         for endpoint_key in was_selected | now_selected:
-            self._affected.update(self._endpoints[endpoint_key].addresses)
-            for address in self._endpoints[endpoint_key].addresses:
-                self._redispatch(address)
-        self._end_in_force(was_in_force, now_in_force)
+            self._touched.update(dict.fromkeys(self._endpoints[endpoint_key].addresses))
+
+    def dispatch(self) -> None:
+        """Work out the group of each local address of which something has changed."""
+        touched, self._touched = self._touched, {}
+        for address in touched:
+            self._redispatch(address)
 
     # Sets
 
-    def _contributions(self, endpoint: Endpoint) -> Iterator[tuple[PodSet, tuple[Element, ...]]]:
+    def _contributions(self, endpoint: Endpoint) -> Contributions:
+        found: dict[PodSet, tuple[Element, ...]] = {}
         if endpoint.standing is not Standing.POD:
-            return
+            return found
         labels = self._namespaces.get(endpoint.namespace)
         for selection in self._selections.candidates(endpoint.namespace, endpoint.labels):
-            yield selection, selection.elements(endpoint, labels)
-        # One name may stand for several protocols' ports: each named port is asked once, and answers for all.
+            found[selection] = selection.elements(endpoint, labels)
         for name in {port.name for port in endpoint.ports}:
             for named_port in self._named_ports.get(name, ()):
-                yield named_port, named_port.elements(endpoint, labels)
+                found[named_port] = named_port.elements(endpoint, labels)
+        return found
 
-    def _contribute(self, pod_set: PodSet, elements: tuple[Element, ...]) -> None:
-        counts = self._sets[pod_set].counts
+    def _own(self, pod_set: PodSet, elements: Iterable[Element], key: str, *, owned: bool) -> None:
+        owners = self._sets[pod_set].owners
         for element in elements:
-            count = counts.get(element, 0)
-            counts[element] = count + 1
-            if count == 0:
-                self._listener.element_added(pod_set, element)
-
-    def _withdraw(self, pod_set: PodSet, elements: tuple[Element, ...]) -> None:
-        counts = self._sets[pod_set].counts
-        for element in elements:
-            counts[element] -= 1
-            if counts[element] == 0:
-                del counts[element]
-                self._listener.element_removed(pod_set, element)
+            others = tuple(owner for owner in owners.get(element, ()) if owner != key)
+            present = tuple(sorted((*others, key))) if owned else others
+            if present:
+                owners[element] = present
+            else:
+                del owners[element]
+            self._listener.element_changed(pod_set, element, present)
 
     def _use_set(self, pod_set: PodSet) -> None:
         members = self._sets.get(pod_set)
@@ -219,11 +201,12 @@ class PolicyIndex:
             if isinstance(pod_set, PodSelection):
                 self._selections.add(pod_set, pod_set.namespace, pod_set.pod_selector)
             else:
-                self._named_ports.setdefault(pod_set.name, {})[pod_set] = None
+                for name in pod_set.names:
+                    self._named_ports.setdefault(name, {})[pod_set] = None
             self._listener.set_added(pod_set)
             for endpoint in self._possible_members(pod_set):
                 labels = self._namespaces.get(endpoint.namespace)
-                self._contribute(pod_set, pod_set.elements(endpoint, labels))
+                self._own(pod_set, pod_set.elements(endpoint, labels), endpoint.key, owned=True)
         members.users += 1
 
     def _possible_members(self, pod_set: PodSet) -> Iterator[Endpoint]:
@@ -242,28 +225,28 @@ class PolicyIndex:
         if isinstance(pod_set, PodSelection):
             self._selections.remove(pod_set, pod_set.namespace, pod_set.pod_selector)
         else:
-            named = self._named_ports[pod_set.name]
-            del named[pod_set]
-            if not named:
-                del self._named_ports[pod_set.name]
+            for name in pod_set.names:
+                del self._named_ports[name][pod_set]
+                if not self._named_ports[name]:
+                    del self._named_ports[name]
         del self._sets[pod_set]
         self._listener.set_removed(pod_set)
 
     # Policies in force: those that select a local endpoint and are not rejected
 
     def _put_in_force(self, before: NetworkPolicy | None, now: NetworkPolicy | None) -> None:
-        """Take up the sets and rules of ``now``; what ``before`` alone used stays until ``_end_in_force``."""
-        if now is not None and now.rejected is None:
-            for pod_set in sets_of(now):
+        """Take up the sets and rules of ``now`` in the place of those of ``before``."""
+        was = before if before is not None and before.rejected is None else None
+        new = now if now is not None and now.rejected is None else None
+        if new is not None:
+            for pod_set in sets_of(new):
                 self._use_set(pod_set)
-            if now != before:
-                self._listener.policy_changed(now)
-
-    def _end_in_force(self, before: NetworkPolicy | None, now: NetworkPolicy | None) -> None:
-        if before is not None and before.rejected is None:
-            if now is None or now.rejected is not None:
-                self._listener.policy_removed(before.key)
-            for pod_set in sets_of(before):
+            if new != was:
+                self._listener.policy_changed(new)
+        if was is not None:
+            if new is None:
+                self._listener.policy_removed(was.key)
+            for pod_set in sets_of(was):
                 self._release_set(pod_set)
 
     # Local endpoints
@@ -282,25 +265,25 @@ class PolicyIndex:
         if present is None:
             return
         key = present.key
-        was_selecting, now_selecting = self._selecting(was), self._selecting(new)
-        started = [policy for policy in now_selecting if not self._selected.get(policy)]
+        was_selecting = self._selecting.pop(key, set())
+        now_selecting = set() if new is None else self._policies_selecting(new)
+        if new is not None:
+            self._selecting[key] = now_selecting
+        for policy in now_selecting - was_selecting:
+            if not self._selected.get(policy):
+                self._put_in_force(None, self._policies[policy])
+            self._selected.setdefault(policy, set()).add(key)
         for policy in was_selecting - now_selecting:
             self._selected[policy].discard(key)
-        for policy in now_selecting - was_selecting:
-            self._selected.setdefault(policy, set()).add(key)
-        ended = [policy for policy in was_selecting if not self._selected[policy]]
-        for policy in started:
-            self._put_in_force(None, self._policies[policy])
+            if not self._selected[policy]:
+                del self._selected[policy]
+                self._put_in_force(self._policies[policy], None)
         was_addresses = was.addresses if was else ()
         now_addresses = new.addresses if new else ()
         for address in dict.fromkeys((*was_addresses, *now_addresses)):
-            reclaimed = (address in was_addresses) != (address in now_addresses)
-            if reclaimed:
+            if (address in was_addresses) != (address in now_addresses):
                 self._claim(address, key, held=address in now_addresses)
-            self._redispatch(address, reclaimed=reclaimed)
-        for policy in ended:
-            del self._selected[policy]
-            self._end_in_force(self._policies[policy], None)
+            self._touched[address] = None
 
     def _claim(self, address: Address, key: str, *, held: bool) -> None:
         claims = self._claims.setdefault(address, {})
@@ -312,8 +295,8 @@ class PolicyIndex:
                 del self._claims[address]
         self._listener.local_changed(address, self._claimants(address))
 
-    def _selecting(self, endpoint: Endpoint | None) -> set[str]:
-        if endpoint is None or endpoint.standing is not Standing.POD:
+    def _policies_selecting(self, endpoint: Endpoint) -> set[str]:
+        if endpoint.standing is not Standing.POD:
             return set()
         return {
             key
@@ -324,28 +307,26 @@ class PolicyIndex:
     def _claimants(self, address: Address) -> tuple[str, ...]:
         return tuple(sorted(self._claims.get(address, ())))
 
-    def _redispatch(self, address: Address, *, reclaimed: bool = False) -> None:
-        """Work out the group of a local address anew; ``reclaimed`` says that other endpoints claim it than before."""
+    def _redispatch(self, address: Address) -> None:
+        """Work out the group of a local address anew."""
         claimants = self._claimants(address)
         selecting = [
-            (self._endpoints[key], [self._policies[policy] for policy in self._selecting(self._endpoints[key])])
-            for key in claimants
+            (self._endpoints[key], [self._policies[policy] for policy in self._selecting[key]]) for key in claimants
         ]
         for direction in Direction:
-            before = self._dispatch.get((direction, address))
+            before, keys = self._dispatch.get((direction, address), (None, ()))
             groups = [group_of(endpoint, policies, direction) for endpoint, policies in selecting]
             group = group_of_address(groups, direction) if groups else None
-            if group == before and not (reclaimed and group):
+            if group == before and (group is None or keys == claimants):
                 continue
             if group is not None:
                 if group not in self._group_sizes:
                     self._group_sizes[group] = 0
                     self._listener.group_added(group)
                 self._group_sizes[group] += 1
-                self._dispatch[direction, address] = group
+                self._dispatch[direction, address] = group, claimants
             else:
                 del self._dispatch[direction, address]
-            self._affected.add(address)
             self._listener.dispatch_changed(direction, address, group, claimants)
             if before is not None:
                 self._group_sizes[before] -= 1

@@ -7,7 +7,7 @@ simple to be wrong.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from enforcer.model.addresses import Address
@@ -31,13 +31,14 @@ class Cluster:
 class Resolved:
     """The policies in force on this node and all that their rules refer to.
 
-    ``local`` maps each local address to the keys of its endpoints, ``dispatch`` each isolated one to its group.
+    ``local`` maps each local address to the keys of its endpoints, ``dispatch`` each isolated one to its group,
+    ``sets`` each set to its elements, with the keys of the endpoints that they are of.
     """
 
     local: Mapping[Address, tuple[str, ...]]
     dispatch: Mapping[tuple[Direction, Address], Group]
     policies: Mapping[str, NetworkPolicy]
-    sets: Mapping[PodSet, frozenset[Element]]
+    sets: Mapping[PodSet, Mapping[Element, tuple[str, ...]]]
 
 
 def resolve(cluster: Cluster) -> Resolved:
@@ -58,8 +59,8 @@ def resolve(cluster: Cluster) -> Resolved:
                 dispatch[direction, address] = group
     policies = {p.key: p for of_pod in selected.values() for p in of_pod if p.rejected is None}
     sets = {
-        pod_set: frozenset(
-            element
+        pod_set: _owned(
+            (element, endpoint.key)
             for endpoint in cluster.endpoints.values()
             for element in pod_set.elements(endpoint, cluster.namespaces.get(endpoint.namespace))
         )
@@ -68,3 +69,10 @@ def resolve(cluster: Cluster) -> Resolved:
     }
     local = {address: tuple(sorted(e.key for e in claimants)) for address, claimants in claims.items()}
     return Resolved(local, dispatch, policies, sets)
+
+
+def _owned(pairs: Iterable[tuple[Element, str]]) -> Mapping[Element, tuple[str, ...]]:
+    owners: defaultdict[Element, set[str]] = defaultdict(set)
+    for element, key in pairs:
+        owners[element].add(key)
+    return {element: tuple(sorted(keys)) for element, keys in owners.items()}

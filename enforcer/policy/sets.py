@@ -13,8 +13,8 @@ from enforcer.model.objects import Direction, NetworkPolicy, PodPeer, Protocol
 from enforcer.model.selectors import Labels, LabelSelector
 from enforcer.policy.endpoints import Endpoint, Standing
 
-Element = Address | tuple[Address, Protocol, int]
-"""What a set holds: addresses (PodSelection), or address, protocol and port (NamedPort)."""
+Element = Address | tuple[Address, int]
+"""What a set holds: addresses (PodSelection), or address and port number (NamedPort)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class PodSelection:
 
 @dataclass(frozen=True, slots=True)
 class NamedPort:
-    """Who listens on a named port.
+    """Who listens on one of some named ports of a protocol; ``names`` are in order.
 
     For ingress: the pods of this node in ``namespace``, since the port is the selected pod's.
     For egress: every pod of the cluster (``namespace`` None), since it is the peer's.
@@ -67,7 +67,7 @@ class NamedPort:
 
     direction: Direction
     namespace: str | None
-    name: str
+    names: tuple[str, ...]
     protocol: Protocol
 
     def elements(self, endpoint: Endpoint, namespace_labels: Labels | None) -> tuple[Element, ...]:
@@ -78,17 +78,16 @@ class NamedPort:
             or (self.direction is Direction.INGRESS and not endpoint.local)
         ):
             return ()
-        return tuple(
-            (address, port.protocol, port.number)
-            for port in endpoint.ports
-            if port.name == self.name and port.protocol is self.protocol
-            for address in endpoint.addresses
+        numbers = dict.fromkeys(
+            port.number for port in endpoint.ports if port.protocol is self.protocol and port.name in self.names
         )
+        return tuple((address, number) for number in numbers for address in endpoint.addresses)
 
     def __str__(self) -> str:
         where = "of every namespace" if self.namespace is None else f"of {self.namespace}"
         side = "selected pods" if self.direction is Direction.INGRESS else "pods"
-        return f"port {self.name} ({self.protocol.label}) of {side} {where}"
+        ports = f"port {self.names[0]}" if len(self.names) == 1 else f"ports {', '.join(self.names)}"
+        return f"{ports} ({self.protocol.label}) of {side} {where}"
 
 
 PodSet = PodSelection | NamedPort
@@ -99,16 +98,16 @@ def sets_of(policy: NetworkPolicy) -> frozenset[PodSet]:
     found: set[PodSet] = set()
     for direction, rules in policy.rules.items():
         for rule in rules:
-            selections = [PodSelection.of(p, policy.namespace) for p in rule.peers if isinstance(p, PodPeer)]
-            found.update(selections)
-            found.update(
-                named_port(direction, policy.namespace, port.port, port.protocol)
-                for port in rule.ports
-                if isinstance(port.port, str)
-            )
+            found.update(PodSelection.of(p, policy.namespace) for p in rule.peers if isinstance(p, PodPeer))
+            for protocol in Protocol:
+                ports = [port.port for port in rule.ports if port.protocol is protocol]
+                named = tuple(sorted({port for port in ports if isinstance(port, str)}))
+                # Where every port of the protocol is allowed, names add nothing.
+                if named and None not in ports:
+                    found.add(named_port(direction, policy.namespace, named, protocol))
     return frozenset(found)
 
 
-def named_port(direction: Direction, namespace: str, name: str, protocol: Protocol) -> NamedPort:
-    """The set for a named port in a rule of a policy in ``namespace``."""
-    return NamedPort(direction, namespace if direction is Direction.INGRESS else None, name, protocol)
+def named_port(direction: Direction, namespace: str, names: tuple[str, ...], protocol: Protocol) -> NamedPort:
+    """The set for the named ports of a rule of a policy in ``namespace``; ``names`` are in order."""
+    return NamedPort(direction, namespace if direction is Direction.INGRESS else None, names, protocol)

@@ -1,4 +1,4 @@
-"""The executable reading of the NetworkPolicy API: may this packet pass, and which policy says so?
+"""The executable reading of the NetworkPolicy API: may this connection be, and which policy says so?
 
 Nothing here is fast and nothing is compiled: each branch stands beside the sentence of the API that it implements
 (networking.k8s.io/v1, quoted). The compiled ruleset is tested against it, and ``drawbridge explain`` speaks with it.
@@ -6,6 +6,7 @@ Nothing here is fast and nothing is compiled: each branch stands beside the sent
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from enforcer.model.addresses import Address
@@ -17,21 +18,24 @@ from enforcer.policy.sets import PodSelection
 
 
 @dataclass(frozen=True, slots=True)
-class Packet:
-    """The first packet of a flow. ``protocol`` is the IP protocol's number, ``port`` the destination's."""
+class Connection:
+    """Who began it and who answers, once a Service is translated: packets of either direction are judged by it.
 
-    source: Address
-    destination: Address
+    ``protocol`` is the IP protocol's number, ``port`` the server's, None where the protocol has none.
+    """
+
+    client: Address
+    server: Address
     protocol: int
     port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One direction's verdict on a packet.
+    """One direction's verdict on a connection.
 
     ``endpoints`` are the keys of those whose policies were asked (none: the address is no pod's).
-    ``group`` is why they are isolated, None if they are not. ``policy`` and ``rule`` (an index) allowed the packet.
+    ``group`` is why they are isolated, None if they are not. ``policy`` and ``rule`` (an index) allowed the connection.
     """
 
     direction: Direction
@@ -42,19 +46,19 @@ class Decision:
     rule: int | None = None
 
 
-def verdict(cluster: Cluster, packet: Packet) -> tuple[Decision, Decision]:
-    """Judge a packet at its source (egress), then at its destination (ingress).
+def verdict(cluster: Cluster, connection: Connection) -> tuple[Decision, Decision]:
+    """Judge a connection at its client (egress), then at its server (ingress).
 
     "For a connection from a source pod to a destination pod to be allowed, both the egress policy on the source pod
     and the ingress policy on the destination pod need to allow the connection."
     """
-    return decide(cluster, packet, Direction.EGRESS), decide(cluster, packet, Direction.INGRESS)
+    return decide(cluster, connection, Direction.EGRESS), decide(cluster, connection, Direction.INGRESS)
 
 
-def decide(cluster: Cluster, packet: Packet, direction: Direction) -> Decision:
-    """Judge a packet in one direction, from the policies of the pod that has its address."""
+def decide(cluster: Cluster, connection: Connection, direction: Direction) -> Decision:
+    """Judge a connection in one direction, from the policies of the pod that has its address."""
     egress = direction is Direction.EGRESS
-    own, peer = (packet.source, packet.destination) if egress else (packet.destination, packet.source)
+    own, peer = (connection.client, connection.server) if egress else (connection.server, connection.client)
     claimants = [endpoint for endpoint in cluster.endpoints.values() if own in endpoint.addresses]
     # A claim of this node's goes before one of another node's, which can only be an old status.
     claimants = [endpoint for endpoint in claimants if endpoint.local] or claimants
@@ -69,22 +73,20 @@ def decide(cluster: Cluster, packet: Packet, direction: Direction) -> Decision:
         return Decision(direction, allowed=True, endpoints=keys)
     if group.closed:
         return Decision(direction, allowed=False, endpoints=keys, group=group)
+    # A name is looked up where the connection goes: the selected pod for ingress, the peer for egress.
+    servers = _pods_at(cluster, connection.server) if egress else claimants
     # "Network policies do not conflict; they are additive": one rule of one policy is enough.
     for key in group.policies:
         policy = cluster.policies[key]
         for index, rule in enumerate(policy.rules[direction]):
-            if _rule_matches(cluster, policy, rule, packet, direction=direction, peer=peer):
+            if _peers_match(cluster, policy, rule, peer) and _ports_match(rule, connection, servers):
                 return Decision(direction, allowed=True, endpoints=keys, group=group, policy=key, rule=index)
     return Decision(direction, allowed=False, endpoints=keys, group=group)
 
 
-def _rule_matches(
-    cluster: Cluster, policy: NetworkPolicy, rule: PolicyRule, packet: Packet, *, direction: Direction, peer: Address
-) -> bool:
-    # "If this field is empty or missing, this rule matches all sources" (or destinations); the same for ports.
-    return (not rule.peers or any(_peer_matches(cluster, policy, entry, peer) for entry in rule.peers)) and (
-        not rule.ports or any(_port_matches(cluster, port, packet) for port in rule.ports)
-    )
+def _peers_match(cluster: Cluster, policy: NetworkPolicy, rule: PolicyRule, address: Address) -> bool:
+    # "If this field is empty or missing, this rule matches all sources" (or destinations).
+    return not rule.peers or any(_peer_matches(cluster, policy, peer, address) for peer in rule.peers)
 
 
 def _peer_matches(cluster: Cluster, policy: NetworkPolicy, peer: Peer, address: Address) -> bool:
@@ -98,23 +100,27 @@ def _peer_matches(cluster: Cluster, policy: NetworkPolicy, peer: Peer, address: 
     )
 
 
-def _port_matches(cluster: Cluster, port: PolicyPort, packet: Packet) -> bool:
-    if packet.protocol != port.protocol.number:
+def _ports_match(rule: PolicyRule, connection: Connection, servers: Sequence[Endpoint]) -> bool:
+    # "If this field is empty or missing, this rule matches all ports."
+    return not rule.ports or any(_port_matches(port, connection, servers) for port in rule.ports)
+
+
+def _port_matches(port: PolicyPort, connection: Connection, servers: Sequence[Endpoint]) -> bool:
+    if connection.protocol != port.protocol.number:
         return False
     match port.port:
         # "If this field is not provided, this matches all port names and numbers."
         case None:
             return True
         case str(name):
-            # A name is looked up where the packet goes: the selected pod for ingress, the peer for egress.
             return any(
-                (named.name, named.protocol, named.number) == (name, port.protocol, packet.port)
-                for endpoint in _pods_at(cluster, packet.destination)
+                (named.name, named.protocol, named.number) == (name, port.protocol, connection.port)
+                for endpoint in servers
                 for named in endpoint.ports
             )
         case int(number):
             # "endPort indicates that the range of ports from port to endPort, inclusive, should be allowed."
-            return packet.port is not None and number <= packet.port <= (port.end_port or number)
+            return connection.port is not None and number <= connection.port <= (port.end_port or number)
 
 
 def _pods_at(cluster: Cluster, address: Address) -> list[Endpoint]:
