@@ -1,4 +1,4 @@
-"""What a ruleset does with a packet, told from the text of its rules.
+"""What a ruleset does with a packet of a connection, told from the text of its rules.
 
 It knows only the statements that this product writes, and takes the rules as nft prints them: those of the kernel, to
 explain what it would do, or of a ``Ruleset`` that is not in the kernel. A statement that it does not know is an error,
@@ -19,6 +19,7 @@ from enforcer.ruleset.text import element_text, key_text
 
 _TOKEN = re.compile(r'"[^"]*"|\{[^}]*\}|\S+')
 _FIELD_WORDS = {"iifname": 1}
+_NO_MARK = "0x00000000"
 _VERDICTS = {"accept", "drop", "jump", "goto"}
 
 
@@ -38,20 +39,26 @@ class View(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a packet left a base chain: the verdict, and the chain and rule that gave it (None: the chain's policy)."""
+    """How a packet left a base chain: the verdict, and the chain and rule that gave it (None: the chain's policy).
+
+    A rule that goes to a chain which accepts right away counts as the one that gave the verdict. ``mark`` is the
+    connection's mark after it.
+    """
 
     accepted: bool
     chain: str
     rule: str | None
+    mark: int
 
 
 class RulesetView:
-    """The policy table of a ruleset, as a ``View``."""
+    """The policy table of a ruleset that does not change meanwhile, as a ``View``."""
 
     def __init__(self, ruleset: Ruleset) -> None:
         self._ruleset = ruleset
-        self._chains = {c.name: c.rules for c in ruleset.chains if c.table is Table.POLICY}
-        self._sets = {s.name: s for s in ruleset.sets if s.table is Table.POLICY}
+        self._chains = {c.name: c.rules for c in ruleset.chains.values() if c.table is Table.POLICY}
+        self._sets = {s.name: s for s in ruleset.sets.values() if s.table is Table.POLICY}
+        self._words: dict[str, dict[str, bytes]] = {}
 
     def rules(self, chain: str) -> Sequence[str]:
         """The rules of a chain."""
@@ -60,11 +67,14 @@ class RulesetView:
     def element(self, name: str, key: str) -> str | None:
         """The element that holds a key."""
         of: Set = self._sets[name]
-        for packed, element in self._ruleset.elements(of).items():
-            text = key_text(of, packed)
-            if text == key or (of.interval and _in_range(key, text)):
-                return element_text(of, packed, element)
-        return None
+        elements = self._ruleset.elements(of)
+        if name not in self._words:
+            self._words[name] = {key_text(of, packed): packed for packed in elements}
+        words = self._words[name]
+        packed = words.get(key)
+        if packed is None and of.interval:
+            packed = next((packed for text, packed in words.items() if _in_range(key, text)), None)
+        return None if packed is None else element_text(of, packed, elements[packed])
 
 
 def evaluate(view: View, chain: str, packet: Mapping[str, str]) -> Outcome:
@@ -73,36 +83,43 @@ def evaluate(view: View, chain: str, packet: Mapping[str, str]) -> Outcome:
     Args:
         view: where the rules are.
         chain: the base chain's name.
-        packet: values by the field's name in nft (``ip saddr``, ``meta l4proto``, ``tcp dport``); what a packet does
-            not have (an IPv4 packet's ``ip6 saddr``) is left out, and matches nothing.
+        packet: values by the field's name in nft (``ip saddr``, ``ct original ip saddr``, ``ct mark``); what a packet
+            does not have (an IPv4 packet's ``ip6 saddr``, an untracked one's ``ct mark``) is left out, and matches
+            nothing.
 
     Raises:
         UnknownStatementError: a rule on the way says what this product does not write.
     """
-    return _run(view, chain, packet) or Outcome(accepted=True, chain=chain, rule=None)
+    fields = dict(packet)
+    found = _run(view, chain, fields)
+    accepted, where, rule = (True, chain, None) if found is None else found
+    return Outcome(accepted, where, rule, int(fields.get("ct mark", _NO_MARK), 0))
 
 
-def _run(view: View, chain: str, packet: Mapping[str, str]) -> Outcome | None:
+def _run(view: View, chain: str, packet: dict[str, str]) -> tuple[bool, str, str] | None:
+    """Whether a chain accepts or drops, and the chain and rule that do; None if its end is reached."""
     for rule in view.rules(chain):
         verdict = _verdict(view, rule, packet)
         match verdict:
             case None:
                 continue
             case ["accept"]:
-                return Outcome(accepted=True, chain=chain, rule=rule)
+                return True, chain, rule
             case ["drop"]:
-                return Outcome(accepted=False, chain=chain, rule=rule)
+                return False, chain, rule
             case ["jump", target]:
-                outcome = _run(view, target, packet)
-                if outcome is not None:
-                    return outcome
+                found = _run(view, target, packet)
+                if found is not None:
+                    return found
             case ["goto", target]:
-                return _run(view, target, packet)
+                found = _run(view, target, packet)
+                accepts = found is not None and found[:2] == (True, target)
+                return (True, chain, rule) if accepts else found
     return None
 
 
-def _verdict(view: View, rule: str, packet: Mapping[str, str]) -> list[str] | None:
-    """The verdict of a rule as words; None if a match fails."""
+def _verdict(view: View, rule: str, packet: dict[str, str]) -> list[str] | None:
+    """The verdict of a rule as words; None if a match fails. It may set the connection's mark on the way."""
     words = _TOKEN.findall(rule)
     if words[:1] in (["type"], ["comment"]):
         # The head of a chain in nft's listing, not a rule.
@@ -112,6 +129,9 @@ def _verdict(view: View, rule: str, packet: Mapping[str, str]) -> list[str] | No
             return words[: 2 if words[0] in {"jump", "goto"} else 1]
         if words[0] == "counter":
             words = words[3:]
+            continue
+        if words[:3] == ["ct", "mark", "set"]:
+            _set_mark(words, rule, packet)
             continue
         fields = [_take_field(words, rule)]
         while words[:1] == ["."]:
@@ -134,11 +154,28 @@ def _verdict(view: View, rule: str, packet: Mapping[str, str]) -> list[str] | No
         value = words.pop(0)
         if key is None or _holds(view, value, key) is not wanted:
             return None
-    raise UnknownStatementError(rule)
+    # It only sets something.
+    return None
+
+
+def _set_mark(words: list[str], rule: str, packet: dict[str, str]) -> None:
+    """Carry out ``ct mark set ct mark & A | B``, with or without ``| B``, and take its words away."""
+    if words[3:6] != ["ct", "mark", "&"]:
+        raise UnknownStatementError(rule)
+    kept, added = int(words[6], 0), 0
+    del words[:7]
+    if words[:1] == ["|"]:
+        added = int(words[1], 0)
+        del words[:2]
+    if "ct mark" in packet:
+        packet["ct mark"] = f"0x{int(packet['ct mark'], 0) & kept | added:08x}"
 
 
 def _take_field(words: list[str], rule: str) -> str:
-    length = _FIELD_WORDS.get(words[0], 2)
+    if words[:2] in (["ct", "original"], ["ct", "reply"]):
+        length = 4 if words[2:3] in (["ip"], ["ip6"]) else 3
+    else:
+        length = _FIELD_WORDS.get(words[0], 2)
     if len(words) <= length:
         raise UnknownStatementError(rule)
     field = " ".join(words[:length])
@@ -156,16 +193,22 @@ def _in_range(key: str, entry: str) -> bool:
     """Whether a value is, or lies in, one that nft prints: a word, a number, an address, a prefix, a range."""
     if key == entry or (entry.endswith('*"') and key.startswith(entry[:-2])):
         return True
+    if key.startswith("0x"):
+        value, _, length = entry.partition("/")
+        ignored = 32 - int(length or 32)
+        return int(key, 0) >> ignored == int(value, 0) >> ignored
     try:
         if "/" in entry:
             return ip_address(key) in ip_network(entry)
         first, dash, last = entry.partition("-")
-        if not dash:
-            return False
-        if key.isdecimal():
-            return int(first) <= int(key) <= int(last)
-        address, low, high = ip_address(key), ip_address(first), ip_address(last)
-        return low.version == address.version and int(low) <= int(address) <= int(high)
+        return bool(dash) and _between(first, key, last)
     except ValueError:
         # Words with a dash, such as nd-redirect, are no ranges.
         return False
+
+
+def _between(first: str, key: str, last: str) -> bool:
+    if key.isdecimal():
+        return int(first) <= int(key) <= int(last)
+    address, low, high = ip_address(key), ip_address(first), ip_address(last)
+    return low.version == address.version and int(low) <= int(address) <= int(high)

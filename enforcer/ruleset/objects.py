@@ -13,7 +13,8 @@ from enum import Enum
 
 COMMENT_BYTES = 128
 NAME_CHARACTERS = 255
-_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_./-]*\Z")
+NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_./-]*\Z")
+"""What the names of our objects look like."""
 _UNQUOTABLE = re.compile(r'[^ -~]|["\\]')
 
 
@@ -36,8 +37,8 @@ class KeyType(Enum):
 
     IPV4_ADDR = ("ipv4_addr", 4)
     IPV6_ADDR = ("ipv6_addr", 16)
-    INET_PROTO = ("inet_proto", 1)
     INET_SERVICE = ("inet_service", 2)
+    MARK = ("mark", 4)
     IFNAME = ("ifname", 16)
     ETHER_ADDR = ("ether_addr", 6)
 
@@ -57,16 +58,20 @@ def comment_of(text: str) -> str:
     return text if len(text) <= COMMENT_BYTES else text[: COMMENT_BYTES - 3] + "..."
 
 
-def digest(text: str) -> str:
-    """16 hexadecimal digits that stand for a text in a name.
+def digest(text: str, digits: int = 32) -> str:
+    """Hexadecimal digits that stand for a text in a name.
 
-    64 bits, because whoever writes policies or labels must not be able to find a second text with the same digits.
+    128 bits where nothing else tells two objects apart: whoever writes policies or labels must not be able to find two
+    texts with the same digits. The names of chains have 64: two contents with the same are found out, and refused.
     """
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+CONTENT_DIGITS = 16
 
 
 def _check_name(name: str) -> None:
-    if len(name) > NAME_CHARACTERS or not _NAME.match(name):
+    if len(name) > NAME_CHARACTERS or not NAME.match(name):
         raise ValueError(f"{name!r} cannot be the name of an nftables object")
 
 
@@ -88,6 +93,19 @@ class Counter:
         _check_comment(self.comment)
 
 
+class Use(Enum):
+    """What an element of a set does, which decides in which step of a change it comes and goes."""
+
+    PERMISSION = "permission"
+    """It allows: a peer, a port, a pod's own address."""
+    DISPATCH = "dispatch"
+    """It sends an isolated pod to the chain that decides, or closes."""
+    EPOCH = "epoch"
+    """It has the stamp of the present epoch; it follows the epoch, not the policy."""
+    OTHER = "other"
+    """No verdict on a connection between pods follows from it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Set:
     """A named set or, with ``verdicts``, a verdict map. ``interval`` sets hold ranges and have one key field."""
@@ -96,6 +114,7 @@ class Set:
     name: str
     key: tuple[KeyType, ...]
     comment: str = ""
+    use: Use = Use.OTHER
     interval: bool = False
     verdicts: bool = False
 
@@ -135,10 +154,10 @@ class Set:
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """What goes with a key in a set: a comment, and in a verdict map the chain to go to."""
+    """What goes with a key in a set: a comment, and in a verdict map the chain to jump to."""
 
     comment: str = ""
-    goto: str | None = None
+    jump: str | None = None
 
     def __post_init__(self) -> None:
         _check_comment(self.comment)
@@ -163,13 +182,20 @@ class Hook:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain, always whole: its rules are replaced together. With a ``hook`` it is a base chain."""
+    """A chain, always whole. With a ``hook`` it is a base chain.
+
+    What a chain is named for never changes under it: another content is another chain. The chain of the epoch
+    (``epoch``) is the exception: it is refilled in place, and its one rule sets the bits ``stamp`` (mask, value) of the
+    connection mark; None: it has no rule.
+    """
 
     table: Table
     name: str
     rules: tuple[str, ...]
     comment: str = ""
     hook: Hook | None = None
+    epoch: bool = False
+    stamp: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         _check_name(self.name)

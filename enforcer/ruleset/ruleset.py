@@ -1,15 +1,16 @@
 """The desired ruleset: what the kernel is to hold, and a journal of how that differs from what it does hold.
 
-The journal keeps what stood before the first touch of each object, so a change that is taken back within one
-transaction is no change, and the order in which changes came does not matter.
+The journal keeps what stood before the first touch of each object, so a change that is taken back before it is
+committed is no change, and the order in which changes came does not matter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from enforcer.ruleset.objects import PLAIN, Chain, Counter, Element, Set, Table
+from enforcer.ruleset.objects import PLAIN, Chain, Counter, Element, Set, Table, Use
 
 Id = tuple[Table, str]
 Object = TypeVar("Object", Set, Chain, Counter)
@@ -25,26 +26,27 @@ class Difference(Generic[Object]):
 
 @dataclass(frozen=True, slots=True)
 class Elements:
-    """Elements of one set, to be removed and to be added; a key that is in both changes what goes with it."""
+    """Elements of one set by packed key: those that go, and those that come.
+
+    A key in both changes what goes with it.
+    """
 
     set: Set
-    removed: tuple[bytes, ...]
-    added: tuple[tuple[bytes, Element], ...]
+    removed: Mapping[bytes, Element] = field(default_factory=dict)
+    added: Mapping[bytes, Element] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.removed or self.added)
 
 
 @dataclass(frozen=True, slots=True)
-class Transaction:
-    """Differences that the kernel must take up together."""
+class Change:
+    """How a ruleset differs from the one before; ``plan`` makes transactions of it."""
 
     counters: tuple[Difference[Counter], ...] = ()
     sets: tuple[Difference[Set], ...] = ()
     chains: tuple[Difference[Chain], ...] = ()
     elements: tuple[Elements, ...] = ()
-
-    @property
-    def structural(self) -> bool:
-        """Whether more changes than elements of plain sets."""
-        return bool(self.counters or self.sets or self.chains) or any(change.set.interval for change in self.elements)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -57,7 +59,7 @@ class Transaction:
         }
 
     def __bool__(self) -> bool:
-        return self.structural or bool(self.elements)
+        return bool(self.counters or self.sets or self.chains or self.elements)
 
 
 @dataclass(slots=True)
@@ -94,21 +96,21 @@ class Ruleset:
         self._elements_before: dict[Id, dict[bytes, Element | None]] = {}
 
     @property
-    def counters(self) -> list[Counter]:
-        """All counters."""
-        return list(self._counters.present.values())
+    def counters(self) -> Mapping[Id, Counter]:
+        """All counters, in the order in which they came."""
+        return self._counters.present
 
     @property
-    def sets(self) -> list[Set]:
+    def sets(self) -> Mapping[Id, Set]:
         """All sets and maps."""
-        return list(self._sets.present.values())
+        return self._sets.present
 
     @property
-    def chains(self) -> list[Chain]:
-        """All chains."""
-        return list(self._chains.present.values())
+    def chains(self) -> Mapping[Id, Chain]:
+        """All chains; what a chain jumps to came before it."""
+        return self._chains.present
 
-    def elements(self, of: Set) -> dict[bytes, Element]:
+    def elements(self, of: Set) -> Mapping[bytes, Element]:
         """The elements of a set by packed key; of an interval set the key is the first and the last value."""
         return self._elements[of.table, of.name]
 
@@ -133,7 +135,7 @@ class Ruleset:
         del self._elements[table, name]
 
     def put_chain(self, chain: Chain) -> None:
-        """Add a chain, or replace it whole."""
+        """Add a chain."""
         self._chains.put((chain.table, chain.name), chain)
 
     def remove_chain(self, table: Table, name: str) -> None:
@@ -151,7 +153,7 @@ class Ruleset:
         elements = self._elements[table, name]
         self._elements_before.setdefault((table, name), {}).setdefault(key, elements.pop(key))
 
-    def take(self) -> Transaction:
+    def take(self) -> Change:
         """All differences since the last ``take``, which the kernel is now to take up."""
         sets = self._sets.take()
         gone = {(d.before.table, d.before.name) for d in sets if d.before is not None}
@@ -163,11 +165,48 @@ class Ruleset:
                 # The set goes, and its elements with it.
                 continue
             # A set that is replaced by one of another type starts empty in the kernel.
-            stood = {} if identity in gone else before
-            removed = tuple(k for k, old in stood.items() if old is not None and old != present.get(k))
-            added = tuple(
-                (k, present[k]) for k in before if k in present and (k not in stood or present[k] != stood[k])
+            stood = {} if identity in gone else {key: old for key, old in before.items() if old is not None}
+            now = {key: present[key] for key in before if key in present}
+            if changed := _changed_elements(self._sets.present[identity], stood, now):
+                elements.append(changed)
+        return Change(self._counters.take(), sets, self._chains.take(), tuple(elements))
+
+
+def difference(present: Ruleset, desired: Ruleset) -> Change:
+    """What turns one ruleset into another; sets that follow the epoch are left as they are."""
+    sets = _changed(present.sets, desired.sets)
+    anew = {(d.before.table, d.before.name) for d in sets if d.before is not None}
+    elements = [
+        changed
+        for identity, of in desired.sets.items()
+        if of.use is not Use.EPOCH
+        and (
+            changed := _changed_elements(
+                of,
+                present.elements(of) if identity in present.sets and identity not in anew else {},
+                desired.elements(of),
             )
-            if removed or added:
-                elements.append(Elements(self._sets.present[identity], removed, added))
-        return Transaction(self._counters.take(), sets, self._chains.take(), tuple(elements))
+        )
+    ]
+    return Change(
+        tuple(_changed(present.counters, desired.counters)),
+        tuple(sets),
+        tuple(_changed(present.chains, desired.chains)),
+        tuple(elements),
+    )
+
+
+def _changed(before: Mapping[Id, Object], after: Mapping[Id, Object]) -> list[Difference[Object]]:
+    return [
+        Difference(before.get(identity), after.get(identity))
+        for identity in dict.fromkeys((*after, *before))
+        if before.get(identity) != after.get(identity)
+    ]
+
+
+def _changed_elements(of: Set, before: Mapping[bytes, Element], after: Mapping[bytes, Element]) -> Elements:
+    return Elements(
+        of,
+        {key: element for key, element in before.items() if after.get(key) != element},
+        {key: element for key, element in after.items() if before.get(key) != element},
+    )

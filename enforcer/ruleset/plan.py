@@ -1,0 +1,292 @@
+"""A change of the ruleset as transactions, in an order in which no packet passes that neither ruleset allows. Pure.
+
+Within one transaction the kernel is not atomic for a packet: the rules that it meets are those of the generation in
+which it entered the base chain, but sets and maps are looked up as they are at that instant. So a chain that anything
+refers to is never rewritten, and what only takes away, what only prepares, what switches and what only gives are
+transactions of their own (see docs/decisions/0005).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from enforcer.ruleset.objects import CONTENT_DIGITS, Chain, Counter, Element, Set, Use, digest
+from enforcer.ruleset.ruleset import Change, Elements, Id, Ruleset
+
+_TARGET = re.compile(r"\b(?P<verb>jump|goto) (?P<target>\S+)")
+
+
+class Purpose(Enum):
+    """What a transaction of a change is for, in the order of a change; a repair prepares before it refills."""
+
+    LEAVES = "leaves"
+    """Elements that permit go from sets in use."""
+    PREPARATION = "preparation"
+    """Objects come that nothing refers to yet."""
+    REFILL = "refill"
+    """Chains of our names whose rules somebody else has changed get their own again."""
+    SWITCH = "switch"
+    """Isolated pods are sent to other chains; what is not used any more goes."""
+    ATTACHMENT = "attachment"
+    """Base chains get their rules."""
+    JOINS = "joins"
+    """Elements that permit come to sets in use; what an isolated pod's chain did not decide is dropped from now on."""
+    REMOVAL = "removal"
+    """Counters that no rule uses any more go."""
+    EPOCH = "epoch"
+    """An epoch of the connection mark is prepared, or begins; no change has it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One transaction.
+
+    Attributes:
+        ends_epoch: it may take a permission away, so from its commit on no packet may pass by an earlier verdict.
+        new_chains: they are added; ``refilled``: they are there, and their rules are replaced.
+        elements: of one key in both, the removal comes first.
+    """
+
+    purpose: Purpose
+    ends_epoch: bool = False
+    new_counters: tuple[Counter, ...] = ()
+    new_sets: tuple[Set, ...] = ()
+    new_chains: tuple[Chain, ...] = ()
+    refilled: tuple[Chain, ...] = ()
+    elements: tuple[Elements, ...] = ()
+    old_chains: tuple[Chain, ...] = ()
+    old_sets: tuple[Set, ...] = ()
+    old_counters: tuple[Counter, ...] = ()
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "purpose")
+
+
+class Kind(Enum):
+    """What a change of one dispatch element does to what its pod may."""
+
+    TIGHTENS = "tightens"
+    LOOSENS = "loosens"
+    BOTH = "both"
+
+
+def plan(change: Change, ruleset: Ruleset, *, repair: bool = False, upgrade: bool = False) -> list[Step]:
+    """The transactions of a change, in order; none is empty.
+
+    Args:
+        change: what is to change.
+        ruleset: the ruleset after it.
+        repair: the change is from what the kernel was found to hold, so chains may have other rules than their names
+            say, and connections may carry stamps that nothing of this ruleset gave them.
+        upgrade: what was found are the base chains of another version, which do not know this version's stamps: they
+            get their rules after the switch.
+
+    Raises:
+        ValueError: without ``repair``, the change would rewrite a chain.
+    """
+    elements = _Sorted.of(change)
+    changed = [d.after for d in change.chains if d.before is not None and d.after is not None]
+    if changed and not repair:
+        raise ValueError(f"chain {changed[0].name} is in use, and another content asks for another name")
+    added = [d.after for d in change.chains if d.before is None and d.after is not None]
+    attached = [chain for chain in added if chain.hook] + [chain for chain in changed if chain.hook and upgrade]
+    switches, interim = _switches(elements.switch, change, ruleset)
+    left = {
+        (d.before.table, d.before.name): d.before for d in change.chains if d.before is not None and d.after is None
+    }
+    preparation = Step(
+        purpose=Purpose.PREPARATION,
+        new_counters=tuple(d.after for d in change.counters if d.before is None and d.after is not None),
+        new_sets=tuple(d.after for d in change.sets if d.before is None and d.after is not None),
+        # Base chains first: in this order the kernel lists them.
+        new_chains=(
+            *(dataclasses.replace(chain, rules=()) for chain in added if chain.hook),
+            *(chain for chain in added if not chain.hook),
+            *(chain for chain in interim if (chain.table, chain.name) not in left),
+        ),
+        elements=tuple(elements.fresh),
+    )
+    refilled = (
+        *(chain for chain in changed if not (chain.hook and upgrade)),
+        *(chain for chain in interim if left.get((chain.table, chain.name), chain).rules != chain.rules),
+    )
+    refill = Step(purpose=Purpose.REFILL, ends_epoch=bool(refilled), refilled=refilled)
+    leaves = Step(
+        purpose=Purpose.LEAVES,
+        ends_epoch=any(e.set.use is Use.PERMISSION for e in elements.leaves),
+        elements=tuple(elements.leaves),
+    )
+    switches[-1] = dataclasses.replace(
+        switches[-1],
+        ends_epoch=switches[-1].ends_epoch or repair,
+        old_chains=tuple({(chain.table, chain.name): chain for chain in (*left.values(), *interim)}.values()),
+        old_sets=tuple(d.before for d in change.sets if d.before is not None and d.after is None),
+    )
+    steps = [
+        *((preparation, refill, leaves) if repair else (leaves, preparation)),
+        *switches,
+        Step(purpose=Purpose.ATTACHMENT, ends_epoch=bool(attached), refilled=tuple(attached)),
+        Step(purpose=Purpose.JOINS, elements=tuple(elements.joins)),
+        Step(
+            purpose=Purpose.REMOVAL,
+            old_counters=tuple(d.before for d in change.counters if d.before is not None and d.after is None),
+        ),
+    ]
+    return [step for step in steps if step]
+
+
+@dataclass(slots=True)
+class _Sorted:
+    """The elements of a change by the step in which they come or go."""
+
+    leaves: list[Elements]
+    fresh: list[Elements]
+    switch: list[Elements]
+    joins: list[Elements]
+
+    @classmethod
+    def of(cls, change: Change) -> _Sorted:
+        new = {(d.after.table, d.after.name) for d in change.sets if d.after is not None}
+        found = cls([], [], [], [])
+        for entry in change.elements:
+            of = entry.set
+            is_new = (of.table, of.name) in new
+            if of.verdicts or (of.interval and (of.use is Use.DISPATCH or not is_new)):
+                found.switch.append(entry)
+            elif is_new and of.use is not Use.DISPATCH:
+                found.fresh.append(entry)
+            else:
+                # Whose an address is may change while the address stays: that is neither a leave nor a join.
+                both = entry.removed.keys() & entry.added.keys()
+                # A pod is not isolated any more at once; but before a pod becomes isolated in the second look-up, every
+                # packet has to meet it in the first.
+                gone = found.switch if of.use is Use.DISPATCH else found.leaves
+                parts: tuple[tuple[list[Elements], dict[bytes, Element], dict[bytes, Element]], ...] = (
+                    (gone, {k: e for k, e in entry.removed.items() if k not in both}, {}),
+                    (found.switch, {k: entry.removed[k] for k in both}, {k: entry.added[k] for k in both}),
+                    (found.joins, {}, {k: e for k, e in entry.added.items() if k not in both}),
+                )
+                for kept, removed, added in parts:
+                    if removed or added:
+                        kept.append(Elements(of, removed, added))
+        return found
+
+
+def _switches(elements: list[Elements], change: Change, ruleset: Ruleset) -> tuple[list[Step], tuple[Chain, ...]]:
+    """The switch, and the chains that are needed between its two halves.
+
+    Egress and ingress are judged in two base chains, and a commit may come between. Where one direction gives what the
+    other takes, a packet could pass by the new rules of the one and the old rules of the other. Then what takes is
+    committed first; an element that does both is sent in between to chains that allow what its old and its new chain
+    both allow.
+    """
+    chains = dict(ruleset.chains)
+    chains |= {(d.before.table, d.before.name): d.before for d in change.chains if d.before is not None}
+    kinds = {
+        (entry.set.name, key): _kind(_rules(chains, entry.set, before), _rules(chains, entry.set, after))
+        for entry in elements
+        if entry.set.verdicts
+        for key, before, after in _pairs(entry)
+    }
+    directions = {name.rpartition("-")[0] for name, _ in kinds}
+    effects = set(kinds.values())
+    if len(directions) <= 1 or effects <= {Kind.TIGHTENS} or effects <= {Kind.LOOSENS}:
+        return [Step(purpose=Purpose.SWITCH, ends_epoch=_ends_epoch(elements), elements=tuple(elements))], ()
+    first: list[Elements] = []
+    last: list[Elements] = []
+    interim: dict[str, Chain] = {}
+    for entry in elements:
+        early, late = _Halves(entry.set), _Halves(entry.set)
+        for key, before, after in _pairs(entry):
+            kind = kinds.get((entry.set.name, key), _plain_kind(before, after))
+            if kind is Kind.TIGHTENS or entry.set.interval:
+                early.put(key, before, after)
+            elif kind is Kind.LOOSENS or before is None or after is None:
+                late.put(key, before, after)
+            else:
+                table = entry.set.table
+                name, copies = _conjunction(chains[table, before.jump or ""], chains[table, after.jump or ""], chains)
+                interim |= {chain.name: chain for chain in copies}
+                between = dataclasses.replace(after, jump=name)
+                early.put(key, before, between)
+                if between != after:
+                    late.put(key, between, after)
+        first += early.elements()
+        last += late.elements()
+    steps = [
+        Step(purpose=Purpose.SWITCH, ends_epoch=_ends_epoch(part), elements=tuple(part))
+        for part in (first, last)
+        if part
+    ]
+    return steps, tuple(interim.values())
+
+
+@dataclass(slots=True)
+class _Halves:
+    of: Set
+    removed: dict[bytes, Element] = dataclasses.field(default_factory=dict)
+    added: dict[bytes, Element] = dataclasses.field(default_factory=dict)
+
+    def put(self, key: bytes, before: Element | None, after: Element | None) -> None:
+        if before is not None:
+            self.removed[key] = before
+        if after is not None:
+            self.added[key] = after
+
+    def elements(self) -> list[Elements]:
+        return [Elements(self.of, self.removed, self.added)] if self.removed or self.added else []
+
+
+def _pairs(entry: Elements) -> Iterator[tuple[bytes, Element | None, Element | None]]:
+    for key in dict.fromkeys((*entry.removed, *entry.added)):
+        yield key, entry.removed.get(key), entry.added.get(key)
+
+
+def _rules(chains: dict[Id, Chain], of: Set, element: Element | None) -> frozenset[str] | None:
+    """What allows in the chain that an element jumps to; None: nothing is judged."""
+    chain = None if element is None or element.jump is None else chains.get((of.table, element.jump))
+    return None if chain is None else frozenset(chain.rules[:-1])
+
+
+def _kind(before: frozenset[str] | None, after: frozenset[str] | None) -> Kind:
+    if before is None or (after is not None and after <= before):
+        return Kind.TIGHTENS
+    return Kind.LOOSENS if after is None or before <= after else Kind.BOTH
+
+
+def _plain_kind(before: Element | None, after: Element | None) -> Kind:
+    """The kind for a set of isolated pods, or of networks: what is in it is closed."""
+    return Kind.LOOSENS if after is None else Kind.TIGHTENS
+
+
+def _conjunction(before: Chain, after: Chain, chains: Mapping[Id, Chain]) -> tuple[str, list[Chain]]:
+    """Chains that allow what two groups' chains both allow, and the name of the one to jump to.
+
+    They are copies of the later group's, in which what allows hands over to the earlier group, which then decides. What
+    allows nothing needs no copy.
+    """
+    copies: dict[str, Chain] = {}
+
+    def copied(chain: Chain) -> str:
+        rules = tuple(_TARGET.sub(handed_over, line) for line in chain.rules)
+        if rules == chain.rules:
+            return chain.name
+        name = f"{chain.name.rpartition('/')[0]}/{digest(chr(10).join((chain.comment, *rules)), CONTENT_DIGITS)}"
+        copies[name] = dataclasses.replace(chain, name=name, rules=rules)
+        return name
+
+    def handed_over(found: re.Match[str]) -> str:
+        target = chains[after.table, found["target"]]
+        allows = target.rules[-1:] == ("accept",)
+        return f"goto {before.name}" if allows else f"{found['verb']} {copied(target)}"
+
+    return copied(after), list(copies.values())
+
+
+def _ends_epoch(elements: Iterable[Elements]) -> bool:
+    """Whether somebody may lose a permission: a pod is sent to another chain, or an address has another owner."""
+    return any(entry.added for entry in elements if entry.set.use is not Use.OTHER)
