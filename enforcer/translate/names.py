@@ -1,41 +1,88 @@
 """The names and comments that a person reads in ``nft list ruleset``, and the keys of elements.
 
-A digest never stands alone: the object that carries it has a comment with the words that it was made of. Names of
+Names are words first, with a digest where the words are too long or do not tell one object from another. Names of
 namespaces, policies and ports are DNS names, so a ``_`` tells a digest from each of them.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+
 from enforcer.model.addresses import Address, Family, family_of
 from enforcer.model.objects import Direction, IPBlock
+from enforcer.model.selectors import LabelSelector, Operator
 from enforcer.policy.isolation import Group
 from enforcer.policy.sets import Element, NamedPort, PodSelection, PodSet
-from enforcer.ruleset.objects import NAME_CHARACTERS, KeyType, Set, Table, comment_of, digest
+from enforcer.ruleset.objects import (
+    CONTENT_DIGITS,
+    NAME_CHARACTERS,
+    Chain,
+    KeyType,
+    Set,
+    Table,
+    Use,
+    comment_of,
+    digest,
+)
+from enforcer.ruleset.text import format_ports
 
 ADDRESS = {Family.V4: KeyType.IPV4_ADDR, Family.V6: KeyType.IPV6_ADDR}
+_DENIED = re.compile(
+    r"denied/(?P<closed>closed/)?(?P<direction>ingress|egress)/(?P<namespace>[^/]+)/(?P<policies>[^/]+)\Z"
+)
+_CUT = re.compile(r"_[0-9a-f]{32}\Z")
+_PLAIN = re.compile(r"[A-Za-z0-9-]+\Z")
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9-]+")
+_SELECTOR_CHARACTERS, _PORT_CHARACTERS = 40, 80
 
 
-def policy_chain(key: str, direction: Direction) -> str:
-    """The chain, and the counter, of a policy's rules of one direction."""
-    name = f"policy/{key}/{direction.value}"
-    if len(name) > NAME_CHARACTERS:
-        tail = f"_{digest(key)}/{direction.value}"
-        name = name[: NAME_CHARACTERS - len(tail)] + tail
-    return name
+def policy_counter(key: str, direction: Direction) -> str:
+    """The counter of what a policy's rules of one direction allow, and the stem of its chains' names."""
+    return _cut(f"policy/{key}/{direction.value}")
 
 
-def group_chain(group: Group) -> str:
-    """The chain that decides for a group: named after its policy, or by a digest of several."""
+def content_chain(stem: str, rules: tuple[str, ...], comment: str = "") -> Chain:
+    """A chain that is named by a stem and a digest of its content, so that another content is another chain."""
+    tail = "/" + digest("\n".join((comment, *rules)), CONTENT_DIGITS)
+    return Chain(Table.POLICY, _cut(stem, len(tail)) + tail, rules, comment)
+
+
+def group_stem(group: Group) -> str:
+    """The words of an isolation group's chain: the direction, the namespace, and the policies that isolate."""
+    closed = "closed/" if group.closed else ""
     if not group.policies:
-        return f"{group.direction.value}/_closed"
-    namespace, _, policy = group.policies[0].partition("/")
-    if len(group.policies) > 1 or group.closed:
-        policy = f"{'_closed-' if group.closed else '_'}{digest(' '.join(group.policies))}"
-    name = f"{group.direction.value}/{namespace}/{policy}"
-    if len(name) > NAME_CHARACTERS:
-        tail = f"_{digest(group.policies[0])}"
-        name = name[: NAME_CHARACTERS - len(tail)] + tail
-    return name
+        return f"{closed}{group.direction.value}"
+    namespace = group.policies[0].partition("/")[0]
+    # No policy has a "_" in its name.
+    policies = "_".join(key.partition("/")[2] for key in group.policies)
+    return f"{closed}{group.direction.value}/{namespace}/{policies}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeniedCounter:
+    """The counter of what is denied to an isolation group; printed and parsed here alone."""
+
+    direction: Direction
+    policies: tuple[str, ...]
+    closed: bool
+
+    def __str__(self) -> str:
+        return _cut(f"denied/{group_stem(Group(self.direction, self.policies, self.closed))}")
+
+    @classmethod
+    def parse(cls, name: str) -> DeniedCounter | None:
+        """Read a counter's name; None if it is no group's, or was cut."""
+        found = _DENIED.match(name)
+        if found is None or (len(name) == NAME_CHARACTERS and _CUT.search(name)):
+            return None
+        keys = tuple(f"{found['namespace']}/{policy}" for policy in found["policies"].split("_"))
+        return cls(Direction(found["direction"]), keys, found["closed"] is not None)
+
+
+def denied_counter(group: Group) -> str:
+    """The name of a group's ``DeniedCounter``."""
+    return str(DeniedCounter(group.direction, group.policies, group.closed))
 
 
 def group_comment(group: Group) -> str:
@@ -48,37 +95,76 @@ def group_comment(group: Group) -> str:
 
 def pod_set(of: PodSet, family: Family) -> Set:
     """The nftables set of one family for a set of pods or of named ports."""
+    where = of.namespace or "_"
     match of:
         case PodSelection():
-            where = of.namespace or "_"
-            name = f"peer/{where}/{digest(str(of))}-{family.label}"
-            return Set(Table.POLICY, name, (ADDRESS[family],), comment_of(str(of)))
+            spaces = "" if of.namespace is not None else f"{_selector_words(of.namespace_selector)}/"
+            stem = f"peer/{where}/{spaces}{_selector_words(of.pod_selector)}"
+            key: tuple[KeyType, ...] = (ADDRESS[family],)
         case NamedPort():
-            where = f"{of.direction.value}/{of.namespace}" if of.namespace else of.direction.value
-            name = f"named/{where}/{of.name}/{of.protocol.label}-{family.label}"
-            key = (ADDRESS[family], KeyType.INET_PROTO, KeyType.INET_SERVICE)
-            return Set(Table.POLICY, name, key, comment_of(str(of)))
+            # No port has a "_" in its name.
+            stem = f"named/{where}/{'_'.join(of.names)}.{of.protocol.label}"
+            key = (ADDRESS[family], KeyType.INET_SERVICE)
+    tail = f"-{family.label}"
+    return Set(Table.POLICY, _cut(stem, len(tail)) + tail, key, comment_of(str(of)), Use.PERMISSION)
 
 
-def block_set(block: IPBlock) -> Set:
-    """The interval set of an ipBlock that is no single prefix."""
-    family = block.cidr.family
-    words = f"{block.cidr} except {', '.join(map(str, sorted(set(block.excepts))))}"
+def blocks_set(blocks: tuple[IPBlock, ...], family: Family) -> Set:
+    """The interval set of an ipBlock that is no single prefix, or of many; the words are of the first."""
+    words = "; ".join(
+        f"{block.cidr} except {', '.join(map(str, sorted(set(block.excepts))))}" if block.excepts else str(block.cidr)
+        for block in blocks
+    )
+    stem = str(blocks[0].cidr).replace("/", "_").replace(":", ".")
+    more = f"-and-{len(blocks) - 1}-more" if len(blocks) > 1 else ""
+    name = f"cidr/{stem}{more}-{digest(words)}-{family.label}"
+    return Set(Table.POLICY, name, (ADDRESS[family],), comment_of(words), Use.PERMISSION, interval=True)
+
+
+def port_number_set(ports: tuple[tuple[int, int], ...]) -> Set:
+    """The set of ranges of port numbers, in order and disjoint; plain if each is a single number."""
+    words = [format_ports(entry) for entry in ports]
     return Set(
         Table.POLICY,
-        f"cidr/{digest(words)}-{family.label}",
-        (ADDRESS[family],),
-        comment_of(words),
-        interval=True,
+        _cut(f"ports/{'_'.join(words)}", 0, _PORT_CHARACTERS),
+        (KeyType.INET_SERVICE,),
+        comment_of(f"ports {', '.join(words)}"),
+        Use.PERMISSION,
+        interval=any(first != last for first, last in ports),
     )
+
+
+def _selector_words(selector: LabelSelector) -> str:
+    """A selector in a name: ``app.api_tier.db`` for labels of plain words, else with a digest."""
+    if not selector.requirements:
+        return "all"
+    plain = [
+        (requirement.key, requirement.values[0])
+        for requirement in selector.requirements
+        if requirement.operator is Operator.IN and len(requirement.values) == 1
+    ]
+    if len(plain) == len(selector.requirements) and all(_PLAIN.match(word) for pair in plain for word in pair):
+        # Neither a "." nor a "_" is in any of the words, so no other selector has this name.
+        return "_".join(f"{key}.{value}" for key, value in plain)
+    text = str(selector)
+    words = _NOT_IN_NAMES.sub(".", text)[:_SELECTOR_CHARACTERS].strip(".")
+    return f"{words}_{digest(text)}"
+
+
+def _cut(name: str, reserved: int = 0, limit: int = NAME_CHARACTERS) -> str:
+    """A name within the limit: one that is cut ends in a digest of the whole."""
+    if len(name) + reserved <= limit:
+        return name
+    tail = f"_{digest(name)}"
+    return name[: limit - reserved - len(tail)] + tail
 
 
 def set_element(of: Set, element: Element) -> bytes:
     """The packed key of an element of a ``pod_set``."""
     if isinstance(element, bytes):
         return element
-    address, protocol, number = element
-    return of.pack(address, bytes([protocol.number]), number.to_bytes(2, "big"))
+    address, number = element
+    return of.pack(address, number.to_bytes(2, "big"))
 
 
 def element_family(element: Element) -> Family:
@@ -87,25 +173,21 @@ def element_family(element: Element) -> Family:
 
 
 def dispatch_map(direction: Direction, family: Family) -> Set:
-    """The verdict map from the addresses of this node's pods to the chains that decide."""
-    return Set(
-        Table.POLICY,
-        f"{direction.value}-{family.label}",
-        (ADDRESS[family],),
-        _DISPATCH_COMMENTS[direction],
-        verdicts=True,
-    )
+    """The verdict map from the addresses of this node's isolated pods to the chains that decide."""
+    comment = f"pods isolated for {direction.value}, and the chain that decides"
+    name = f"{direction.value}-{family.label}"
+    return Set(Table.POLICY, name, (ADDRESS[family],), comment, Use.DISPATCH, verdicts=True)
 
 
-_DISPATCH_COMMENTS = {
-    Direction.INGRESS: "pods isolated for ingress, and the chain that decides",
-    Direction.EGRESS: "pods isolated for egress, and the chain that decides",
-}
+def isolated_set(direction: Direction, family: Family) -> Set:
+    """The addresses in ``dispatch_map``: whatever leaves the chain that decides without a verdict is dropped."""
+    name = f"isolated-{direction.value}-{family.label}"
+    return Set(Table.POLICY, name, (ADDRESS[family],), f"pods isolated for {direction.value}", Use.DISPATCH)
 
 
 def local_set(family: Family) -> Set:
     """The addresses of this node's pods."""
-    return Set(Table.POLICY, f"local-{family.label}", (ADDRESS[family],), "pods of this node")
+    return Set(Table.POLICY, f"local-{family.label}", (ADDRESS[family],), "pods of this node", Use.PERMISSION)
 
 
 def network_set(family: Family) -> Set:
@@ -121,14 +203,14 @@ def node_set(family: Family) -> Set:
 
 def own_network_set(family: Family) -> Set:
     """The pod networks of this node."""
-    return Set(
-        Table.POLICY, f"own-networks-{family.label}", (ADDRESS[family],), "pod networks of this node", interval=True
-    )
+    name, comment = f"own-networks-{family.label}", "pod networks of this node"
+    return Set(Table.POLICY, name, (ADDRESS[family],), comment, Use.DISPATCH, interval=True)
 
 
 def self_set(family: Family) -> Set:
     """Each address of this node's pods with itself: a pod is never cut off from itself."""
-    return Set(Table.POLICY, f"self-{family.label}", (ADDRESS[family], ADDRESS[family]), "a pod and itself")
+    key = (ADDRESS[family], ADDRESS[family])
+    return Set(Table.POLICY, f"self-{family.label}", key, "a pod and itself", Use.PERMISSION)
 
 
 def port_set(family: Family) -> Set:
@@ -140,6 +222,12 @@ def port_set(family: Family) -> Set:
 def address_comment(keys: tuple[str, ...]) -> str:
     """Whose an address is."""
     return comment_of(", ".join(keys))
+
+
+def epoch_set() -> Set:
+    """The stamp of the present epoch; empty while one has ended and the next has not begun."""
+    comment = "the stamp of connections that were allowed in the present epoch; none: each packet is judged"
+    return Set(Table.POLICY, "epoch", (KeyType.MARK,), comment, Use.EPOCH)
 
 
 def packed_self(address: Address) -> bytes:

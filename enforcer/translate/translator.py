@@ -1,66 +1,88 @@
 """Differences of policy in, differences of the ruleset out; and the same from scratch.
 
-``Translator`` hears the ``PolicyIndex`` and words each difference. ``translate`` gives a new translator everything that
-is resolved: the specification of the incremental path.
+``Translator`` hears the ``PolicyIndex`` and words each difference; ``complete`` then says what isolation groups have
+become. ``translate`` gives a new translator everything that is resolved: the specification of the incremental path.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from enforcer.model.addresses import Address, Family, Network, family_of
 from enforcer.model.nodes import Claims
-from enforcer.model.objects import Attachment, Direction, IPBlock, NetworkPolicy
+from enforcer.model.objects import Attachment, Direction, NetworkPolicy
 from enforcer.policy.isolation import Group
 from enforcer.policy.resolve import Resolved
 from enforcer.policy.sets import Element as Member
 from enforcer.policy.sets import PodSet
-from enforcer.ruleset.objects import Element, Set, Table
+from enforcer.ruleset.objects import Chain, Element, Set
 from enforcer.ruleset.ruleset import Ruleset
-from enforcer.translate import names, rules
+from enforcer.translate import base, names, rules
 
-_DEFAULT = rules.BaseSettings()
+_DEFAULT = base.BaseSettings()
+
+
+@dataclass(slots=True)
+class _Members:
+    """An isolation group: its chain, once it is written, and its addresses with the endpoints that claim them."""
+
+    chain: Chain | None = None
+    addresses: dict[Address, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Translator:
-    """Keeps a ruleset equal to what it has heard; a ``policy.index.Listener``."""
+    """Keeps a ruleset equal to what it has heard; a ``policy.index.Listener``.
 
-    def __init__(self, ruleset: Ruleset, settings: rules.BaseSettings = _DEFAULT) -> None:
+    It shows what follows the epoch as of ``epoch``; in the kernel that is another.
+    """
+
+    def __init__(self, ruleset: Ruleset, settings: base.BaseSettings = _DEFAULT, *, epoch: int | None = None) -> None:
         self._ruleset = ruleset
-        self._settings = settings
+        self.settings = settings
         self._networks: dict[str, set[bytes]] = {}
         self._nodes: dict[Address, Element] = {}
         # The sets of pods by what they describe, so that an element costs no wording.
         self._sets: dict[PodSet, dict[Family, Set]] = {}
-        # What each policy in force has put, to take it away by; and how many policies use each ipBlock's set.
-        self._policies: dict[str, NetworkPolicy] = {}
-        self._block_users: dict[str, int] = {}
-        for counter in rules.static_counters(settings):
+        # What each policy in force has put, to take it away by; and how many of them use each set without pods.
+        self._policies: dict[str, dict[Direction, rules.PolicyChains]] = {}
+        self._set_users: dict[str, int] = {}
+        # Isolation groups, those of each policy, and what of them is to be written.
+        self._groups: dict[Group, _Members] = {}
+        self._groups_of: dict[str, dict[Group, None]] = {}
+        self._stale: dict[Group, None] = {}
+        self._group_at: dict[tuple[Direction, Address], Group] = {}
+        self._moved: dict[tuple[Direction, Address], Group | None] = {}
+        for counter in base.static_counters(settings):
             ruleset.put_counter(counter)
-        for static_set in rules.static_sets(settings):
+        for static_set in base.static_sets(settings):
             ruleset.put_set(static_set)
-        for chain in rules.base_chains(settings):
+        for chain in (base.stamp_chain(settings.mark, epoch), *base.base_chains(settings)):
             ruleset.put_chain(chain)
+        if epoch is not None:
+            for key, element in base.epoch_elements(settings.mark, epoch).items():
+                ruleset.put_element(base.EPOCH.table, base.EPOCH.name, key, element)
         self.nodes_changed(Claims({}, {}, frozenset()))
 
     def nodes_changed(self, claims: Claims) -> None:
         """Say what is believed of nodes: their own addresses, and the networks of their pods."""
-        if self._settings.masquerade:
+        if self.settings.masquerade:
             networks = [network for of in claims.networks.values() for network in of]
-            self._put_networks(names.network_set, [*networks, *self._settings.not_masqueraded])
-        if self._settings.tunnel is not None:
+            self._put_networks(names.network_set, [*networks, *self.settings.not_masqueraded])
+        if self.settings.tunnel is not None:
             self._put_nodes(claims.addresses)
 
     def own_networks_changed(self, networks: Iterable[Network]) -> None:
         """Say which networks are this node's pods'."""
-        if self._settings.close_own_networks:
+        if self.settings.close_own_networks:
             self._put_networks(names.own_network_set, [n for n in networks if n.length])
 
     def _put_networks(self, set_of: Callable[[Family], Set], networks: Collection[Network]) -> None:
         for family in Family:
             of = set_of(family)
             present = self._networks.get(of.name, set())
-            wanted = set(rules.network_elements(networks, family))
+            wanted = set(base.network_elements(networks, family))
             for key in present - wanted:
                 self._ruleset.remove_element(of.table, of.name, key)
             for key in wanted - present:
@@ -95,89 +117,145 @@ class Translator:
         for of in self._sets.pop(pod_set).values():
             self._ruleset.remove_set(of.table, of.name)
 
-    def element_added(self, pod_set: PodSet, element: Member) -> None:
-        """Add a member to the set of its family."""
+    def element_changed(self, pod_set: PodSet, element: Member, keys: tuple[str, ...]) -> None:
+        """Put a member into the set of its family with the names of its pods, or (no keys) take it out."""
         of = self._sets[pod_set][names.element_family(element)]
-        self._ruleset.put_element(of.table, of.name, names.set_element(of, element))
-
-    def element_removed(self, pod_set: PodSet, element: Member) -> None:
-        """Remove a member from the set of its family."""
-        of = self._sets[pod_set][names.element_family(element)]
-        self._ruleset.remove_element(of.table, of.name, names.set_element(of, element))
+        key = names.set_element(of, element)
+        if keys:
+            self._ruleset.put_element(of.table, of.name, key, _owned_by(keys))
+        else:
+            self._ruleset.remove_element(of.table, of.name, key)
 
     # Policies
 
     def policy_changed(self, policy: NetworkPolicy) -> None:
-        """Put a policy's chains and counters, and the sets of its ipBlocks."""
-        before = self._policies.get(policy.key)
-        for block in rules.blocks_of(policy):
-            self._use_block(block)
-        chains = set()
-        for chain, counter in rules.policy_chains(policy):
-            chains.add(chain.name)
-            self._ruleset.put_counter(counter)
-            self._ruleset.put_chain(chain)
-        self._policies[policy.key] = policy
-        if before is not None:
-            self._withdraw(before, keep=chains)
+        """Put a policy's chains, its counters, and the sets that no pod is in."""
+        before = self._policies.get(policy.key, {})
+        untracked = not self.settings.pod_to_own_node
+        now = {direction: rules.policy_chains(policy, direction, untracked=untracked) for direction in policy.rules}
+        for direction, written in now.items():
+            if direction not in before:
+                self._ruleset.put_counter(written.counter)
+            for of, elements in written.sets:
+                self._use_set(of, elements)
+            for chain in written.chains:
+                self._ruleset.put_chain(chain)
+        self._policies[policy.key] = now
+        self._withdraw(before, now)
+        self._stale.update(self._groups_of.get(policy.key, {}))
 
     def policy_removed(self, key: str) -> None:
-        """Remove a policy's chains, counters and the ipBlock sets that no other policy uses."""
-        self._withdraw(self._policies.pop(key), keep=())
+        """Remove a policy's chains and counters, and the sets that no other policy uses."""
+        self._withdraw(self._policies.pop(key), {})
 
-    def _withdraw(self, policy: NetworkPolicy, keep: Iterable[str]) -> None:
-        for direction in policy.rules:
-            name = names.policy_chain(policy.key, direction)
-            if name not in keep:
-                self._ruleset.remove_chain(Table.POLICY, name)
-                self._ruleset.remove_counter(Table.POLICY, name)
-        for block in rules.blocks_of(policy):
-            self._release_block(block)
+    def _withdraw(
+        self, before: Mapping[Direction, rules.PolicyChains], now: Mapping[Direction, rules.PolicyChains]
+    ) -> None:
+        kept = {chain.name for written in now.values() for chain in written.chains}
+        for direction, written in before.items():
+            for chain in written.chains:
+                if chain.name not in kept:
+                    self._ruleset.remove_chain(chain.table, chain.name)
+            for of, _ in written.sets:
+                self._release_set(of)
+            if direction not in now:
+                self._ruleset.remove_counter(written.counter.table, written.counter.name)
 
-    def _use_block(self, block: IPBlock) -> None:
-        of = names.block_set(block)
-        users = self._block_users.get(of.name, 0)
+    def _use_set(self, of: Set, elements: tuple[bytes, ...]) -> None:
+        users = self._set_users.get(of.name, 0)
         if users == 0:
             self._ruleset.put_set(of)
-            for key in rules.block_elements(block):
+            for key in elements:
                 self._ruleset.put_element(of.table, of.name, key)
-        self._block_users[of.name] = users + 1
+        self._set_users[of.name] = users + 1
 
-    def _release_block(self, block: IPBlock) -> None:
-        of = names.block_set(block)
-        self._block_users[of.name] -= 1
-        if self._block_users[of.name] == 0:
-            del self._block_users[of.name]
+    def _release_set(self, of: Set) -> None:
+        self._set_users[of.name] -= 1
+        if self._set_users[of.name] == 0:
+            del self._set_users[of.name]
             self._ruleset.remove_set(of.table, of.name)
 
     # Groups and the addresses of this node
 
+    @property
+    def denied(self) -> dict[str, Group]:
+        """The isolation groups by the names of the counters of what they are denied."""
+        return {names.denied_counter(group): group for group in self._groups}
+
     def group_added(self, group: Group) -> None:
-        """Add the chain that decides for a group."""
-        self._ruleset.put_chain(rules.group_chain(group))
+        """Add a group, and the counter of what it is denied."""
+        self._groups[group] = _Members()
+        self._ruleset.put_counter(rules.group_counter(group))
+        for key in group.policies:
+            self._groups_of.setdefault(key, {})[group] = None
+        self._stale[group] = None
 
     def group_removed(self, group: Group) -> None:
-        """Remove the chain of a group that no address is in."""
-        self._ruleset.remove_chain(Table.POLICY, names.group_chain(group))
+        """Remove a group that no address is in, with its chain."""
+        members = self._groups.pop(group)
+        self._stale.pop(group, None)
+        for key in group.policies:
+            del self._groups_of[key][group]
+            if not self._groups_of[key]:
+                del self._groups_of[key]
+        counter = rules.group_counter(group)
+        self._ruleset.remove_counter(counter.table, counter.name)
+        if members.chain is not None:
+            self._ruleset.remove_chain(members.chain.table, members.chain.name)
 
     def dispatch_changed(
         self, direction: Direction, address: Address, group: Group | None, keys: tuple[str, ...]
     ) -> None:
         """Send a local address to the chain of its group, or (None) past all."""
-        of = _DISPATCH[direction, family_of(address)]
+        before = self._group_at.pop((direction, address), None)
+        if before is not None:
+            del self._groups[before].addresses[address]
+        if group is not None:
+            self._group_at[direction, address] = group
+            self._groups[group].addresses[address] = keys
+        self._moved[direction, address] = group
+
+    def complete(self) -> None:
+        """Write the chains of the groups that have changed, and where addresses are sent."""
+        for group in self._stale:
+            self._write_group(group)
+        self._stale = {}
+        for (direction, address), present in self._moved.items():
+            self._write_dispatch(direction, address, present)
+        self._moved = {}
+
+    def _write_group(self, group: Group) -> None:
+        members = self._groups[group]
+        policies = () if group.closed else group.policies
+        entries = [self._policies[key][group.direction].entry.name for key in policies]
+        before, members.chain = members.chain, rules.group_chain(group, entries)
+        if before == members.chain:
+            return
+        self._ruleset.put_chain(members.chain)
+        if before is not None:
+            self._ruleset.remove_chain(before.table, before.name)
+        for address in members.addresses:
+            self._moved[group.direction, address] = group
+
+    def _write_dispatch(self, direction: Direction, address: Address, group: Group | None) -> None:
+        of, isolated = _DISPATCH[direction, family_of(address)], _ISOLATED[direction, family_of(address)]
         if group is None:
-            self._ruleset.remove_element(of.table, of.name, address)
-        else:
-            element = Element(names.address_comment(keys), names.group_chain(group))
-            self._ruleset.put_element(of.table, of.name, address, element)
+            for each in (of, isolated):
+                self._ruleset.remove_element(each.table, each.name, address)
+            return
+        members = self._groups[group]
+        owned = _owned_by(members.addresses[address])
+        chain = members.chain.name if members.chain is not None else None
+        self._ruleset.put_element(of.table, of.name, address, Element(owned.comment, chain))
+        self._ruleset.put_element(isolated.table, isolated.name, address, owned)
 
     def local_changed(self, address: Address, keys: tuple[str, ...]) -> None:
         """Say whose a local address is; no keys: it is no pod's any more."""
         local, itself = _LOCAL[family_of(address)]
         pair = names.packed_self(address)
         if keys:
-            self._ruleset.put_element(local.table, local.name, address, Element(names.address_comment(keys)))
-            self._ruleset.put_element(itself.table, itself.name, pair)
+            self._ruleset.put_element(local.table, local.name, address, _owned_by(keys))
+            self._ruleset.put_element(itself.table, itself.name, pair, _owned_by(keys))
         else:
             self._ruleset.remove_element(local.table, local.name, address)
             self._ruleset.remove_element(itself.table, itself.name, pair)
@@ -187,7 +265,7 @@ class Translator:
     def attached(self, attachment: Attachment) -> None:
         """Let a bridge port send with the addresses of its attachment."""
         for of, key in _port_elements(attachment):
-            self._ruleset.put_element(of.table, of.name, key, Element(names.address_comment((_whose(attachment),))))
+            self._ruleset.put_element(of.table, of.name, key, _owned_by((_whose(attachment),)))
 
     def detached(self, attachment: Attachment) -> None:
         """Undo ``attached``."""
@@ -195,7 +273,13 @@ class Translator:
             self._ruleset.remove_element(of.table, of.name, key)
 
 
+@lru_cache(maxsize=1 << 14)
+def _owned_by(keys: tuple[str, ...]) -> Element:
+    return Element(names.address_comment(keys))
+
+
 _DISPATCH = {(d, f): names.dispatch_map(d, f) for d in Direction for f in Family}
+_ISOLATED = {(d, f): names.isolated_set(d, f) for d in Direction for f in Family}
 _LOCAL = {family: (names.local_set(family), names.self_set(family)) for family in Family}
 _NODES = {family: names.node_set(family) for family in Family}
 _PORTS = {family: names.port_set(family) for family in Family}
@@ -215,15 +299,15 @@ def _port_elements(attachment: Attachment) -> list[tuple[Set, bytes]]:
 
 
 def translate(
-    resolved: Resolved, attachments: Iterable[Attachment] = (), settings: rules.BaseSettings = _DEFAULT
+    resolved: Resolved, attachments: Iterable[Attachment] = (), settings: base.BaseSettings = _DEFAULT
 ) -> Ruleset:
     """The whole ruleset for what policies mean on this node."""
     ruleset = Ruleset()
     translator = Translator(ruleset, settings)
     for pod_set, members in resolved.sets.items():
         translator.set_added(pod_set)
-        for member in members:
-            translator.element_added(pod_set, member)
+        for member, keys in members.items():
+            translator.element_changed(pod_set, member, keys)
     for policy in resolved.policies.values():
         translator.policy_changed(policy)
     for group in set(resolved.dispatch.values()):
@@ -235,4 +319,5 @@ def translate(
                 translator.dispatch_changed(direction, address, resolved.dispatch[direction, address], keys)
     for attachment in attachments:
         translator.attached(attachment)
+    translator.complete()
     return ruleset
