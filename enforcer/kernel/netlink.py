@@ -1,8 +1,8 @@
-"""nf_tables over a netlink socket of our own: element changes in one batch, the generation id, and what others change.
+"""nf_tables over a netlink socket of our own: batches, the generation id, and what others change.
 
 libnftables fetches the elements of every interval set of every table before it adds one element; a raw batch costs
-tens of microseconds whatever else the kernel holds. Only elements go this way; structure goes as text.
-Message and attribute numbers are those of linux/netfilter/nf_tables.h.
+tens of microseconds whatever else the kernel holds. Elements, the rules of the epoch and removals go this way; what is
+new goes as text. Message and attribute numbers are those of linux/netfilter/nf_tables.h.
 """
 
 from __future__ import annotations
@@ -13,14 +13,19 @@ import struct
 from collections.abc import Iterable, Iterator
 
 from enforcer.kernel import nfnetlink
-from enforcer.ruleset.objects import PLAIN, Element, Set, Table
-from enforcer.ruleset.ruleset import Elements
+from enforcer.ruleset.objects import PLAIN, Chain, Counter, Element, Set, Table
+from enforcer.ruleset.plan import Step
 
 _NFNLGRP_NFTABLES = 7
 _SUBSYSTEM = 10
 _BATCH_BEGIN, _BATCH_END, _BATCH_GENID = 0x10, 0x11, 1
-_NEWSETELEM, _DELSETELEM, _NEWGEN, _GETGEN = (_SUBSYSTEM << 8 | n for n in (12, 14, 15, 16))
-_GOTO = -4
+_DELCHAIN, _NEWRULE, _DELRULE, _DELSET, _NEWSETELEM, _DELSETELEM, _NEWGEN, _GETGEN, _GETOBJ, _DELOBJ = (
+    _SUBSYSTEM << 8 | n for n in (5, 6, 8, 11, 12, 14, 15, 16, 19, 20)
+)
+_JUMP = -3
+_INTERVAL_END = 1
+_COUNTER_OBJECT = 1
+_CT_MARK, _REGISTER = 3, 1
 _TABLE = "drawbridge"
 _FAMILIES = {Table.POLICY: 1, Table.GUARD: 7}
 # A message's elements are one attribute, whose length has 16 bits.
@@ -37,10 +42,64 @@ class BatchError(Exception):
         self.errno = number
 
 
-def _element(key: bytes, element: Element) -> bytes:
+def _number(kind: int, value: int) -> bytes:
+    return nfnetlink.attr(kind, struct.pack(">I", value))
+
+
+def _expression(name: str, *data: bytes) -> bytes:
+    return nfnetlink.nest(1, nfnetlink.text(1, name), nfnetlink.nest(2, *data))
+
+
+def _register_value(kind: int, value: int) -> bytes:
+    # The mark is in the byte order of the machine, in the packet's register as in the connection.
+    return nfnetlink.nest(kind, nfnetlink.attr(1, struct.pack("=I", value)))
+
+
+_LOAD_MARK = _expression("ct", _number(1, _REGISTER), _number(2, _CT_MARK))
+_STORE_MARK = _expression("ct", _number(2, _CT_MARK), _number(4, _REGISTER))
+
+
+def stamp_expressions(mask: int, value: int) -> bytes:
+    """The expressions of ``ct mark set ct mark & … | …``, as libnftables would encode it.
+
+    There is no verdict among them, for which the kernel would check every chain of the table.
+    """
+    registers = (_number(1, _REGISTER), _number(2, _REGISTER), _number(3, 4))
+    bits = (_register_value(4, ~mask & 0xFFFFFFFF), _register_value(5, value))
+    return _LOAD_MARK + _expression("bitwise", *registers, *bits) + _STORE_MARK
+
+
+def _of(table: Table, kind: int, flags: int, name_kind: int, name: str, *more: bytes) -> bytes:
+    """A message about a named object of a table, or (chain names of rules) what is in it."""
+    body = nfnetlink.text(1, _TABLE) + nfnetlink.text(name_kind, name) + b"".join(more)
+    return nfnetlink.message(kind, flags, _FAMILIES[table], body)
+
+
+def _refill(chain: Chain) -> Iterator[bytes]:
+    yield _of(chain.table, _DELRULE, 0, 2, chain.name)
+    if chain.stamp is not None:
+        expressions = nfnetlink.nest(4, stamp_expressions(*chain.stamp))
+        yield _of(chain.table, _NEWRULE, nfnetlink.CREATE | nfnetlink.APPEND, 2, chain.name, expressions)
+
+
+def _packed(of: Set, key: bytes, element: Element) -> bytes:
+    """An element or, in an interval set, the two that begin an interval and that begin what comes after it."""
+    if not of.interval:
+        return _element(key, element)
+    half = len(key) // 2
+    first, last = key[:half], key[half:]
+    following = int.from_bytes(last, "big") + 1
+    # Nothing comes after the last of all keys.
+    end = b"" if following >> 8 * half else _element(following.to_bytes(half, "big"), PLAIN, flags=_INTERVAL_END)
+    return _element(first, element) + end
+
+
+def _element(key: bytes, element: Element, *, flags: int = 0) -> bytes:
     parts = nfnetlink.nest(1, nfnetlink.attr(1, key))
-    if element.goto is not None:
-        verdict = nfnetlink.nest(2, nfnetlink.attr(1, struct.pack(">i", _GOTO)), nfnetlink.text(2, element.goto))
+    if flags:
+        parts += _number(3, flags)
+    if element.jump is not None:
+        verdict = nfnetlink.nest(2, nfnetlink.attr(1, struct.pack(">i", _JUMP)), nfnetlink.text(2, element.jump))
         parts += nfnetlink.nest(2, verdict)
     if element.comment:
         comment = element.comment.encode() + b"\0"
@@ -52,7 +111,7 @@ def _element_messages(kind: int, flags: int, of: Set, elements: Iterable[tuple[b
     where = nfnetlink.text(1, _TABLE) + nfnetlink.text(2, of.name)
     chunk: list[bytes] = []
     size = 0
-    for packed in (_element(key, element) for key, element in elements):
+    for packed in (_packed(of, key, element) for key, element in elements):
         if size + len(packed) > _BYTES_A_MESSAGE:
             yield nfnetlink.message(kind, flags, _FAMILIES[of.table], where + nfnetlink.nest(3, *chunk))
             chunk, size = [], 0
@@ -65,8 +124,26 @@ def _element_messages(kind: int, flags: int, of: Set, elements: Iterable[tuple[b
 _OUR_TABLE = nfnetlink.text(1, _TABLE)
 
 
-class ElementSocket:
-    """Commits element changes, and reads the generation id. For one thread."""
+def messages(step: Step) -> Iterator[bytes]:
+    """The messages of a step that adds no object: elements, rules of the epoch, removals."""
+    for change in step.elements:
+        yield from _element_messages(_DELSETELEM, 0, change.set, ((key, PLAIN) for key in change.removed))
+        yield from _element_messages(_NEWSETELEM, nfnetlink.CREATE, change.set, change.added.items())
+    for chain in step.refilled:
+        yield from _refill(chain)
+    for chain in step.old_chains:
+        yield _of(chain.table, _DELRULE, 0, 2, chain.name)
+    # A map that is not ours may lead to a chain that is not ours.
+    for of in step.old_sets:
+        yield _of(of.table, _DELSET, 0, 2, of.name)
+    for chain in step.old_chains:
+        yield _of(chain.table, _DELCHAIN, 0, 3, chain.name)
+    for counter in step.old_counters:
+        yield _of(counter.table, _DELOBJ, 0, 2, counter.name, _number(3, _COUNTER_OBJECT))
+
+
+class BatchSocket:
+    """Commits batches, and reads the generation id and counters. For one thread."""
 
     def __init__(self) -> None:
         self._socket = nfnetlink.open_socket()
@@ -83,27 +160,35 @@ class ElementSocket:
                 return _generation_id(payload)
         raise BatchError(errno.EPROTO)
 
-    def commit(self, changes: Iterable[Elements], generation: int) -> None:
-        """Remove and add elements in one transaction, which becomes generation ``generation + 1``.
+    def counter(self, counter: Counter) -> tuple[int, int]:
+        """Packets and bytes of a counter.
+
+        Raises:
+            BatchError: it is not there.
+        """
+        self._socket.send(_of(counter.table, _GETOBJ, 0, 2, counter.name, _number(3, _COUNTER_OBJECT)))
+        for kind, payload in nfnetlink.messages(self._socket.recv(4096)):
+            if kind == nfnetlink.ERROR:
+                raise BatchError(nfnetlink.error_of(payload))
+            counts = nfnetlink.attributes(nfnetlink.attributes(payload[4:])[4])
+            return int.from_bytes(counts[2], "big"), int.from_bytes(counts[1], "big")
+        raise BatchError(errno.EPROTO)
+
+    def commit(self, batch: Iterable[bytes], generation: int) -> None:
+        """Commit messages in one transaction, which becomes generation ``generation + 1``.
 
         Raises:
             BatchError: nothing was changed. ERESTART: the present generation is another than ``generation``;
                 ENOENT: a set, or an element to be removed, is not there.
         """
-        batch = [
-            nfnetlink.message(
-                _BATCH_BEGIN, 0, 0, nfnetlink.attr(_BATCH_GENID, _be32.pack(generation)), resource=_SUBSYSTEM
-            )
-        ]
-        for change in changes:
-            batch += _element_messages(_DELSETELEM, 0, change.set, ((key, PLAIN) for key in change.removed))
-            batch += _element_messages(_NEWSETELEM, nfnetlink.CREATE, change.set, change.added)
-        # An acknowledgement of the last element tells a batch that was taken from one that was not read.
-        last = bytearray(batch[-1])
+        begin = nfnetlink.attr(_BATCH_GENID, _be32.pack(generation))
+        messages = [nfnetlink.message(_BATCH_BEGIN, 0, 0, begin, resource=_SUBSYSTEM), *batch]
+        # An acknowledgement of the last message tells a batch that was taken from one that was not read.
+        last = bytearray(messages[-1])
         struct.pack_into("=H", last, 6, struct.unpack_from("=H", last, 6)[0] | nfnetlink.ACK)
-        batch[-1] = bytes(last)
-        batch.append(nfnetlink.message(_BATCH_END, 0, 0, b"", resource=_SUBSYSTEM))
-        self._socket.send(b"".join(batch))
+        messages[-1] = bytes(last)
+        messages.append(nfnetlink.message(_BATCH_END, 0, 0, b"", resource=_SUBSYSTEM))
+        self._socket.send(b"".join(messages))
         self._read_replies()
 
     def _read_replies(self) -> None:

@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Iterator
 
-ACK, DUMP, CREATE = 0x004, 0x300, 0x400
+ACK, DUMP, CREATE, APPEND = 0x004, 0x300, 0x400, 0x800
 ERROR, DONE = 2, 3
 """Message types: an error or acknowledgement, the end of a dump."""
 

@@ -1,23 +1,31 @@
-"""Our two tables in the kernel: whole renders, transactions, and what is there.
+"""Our two tables in the kernel: the transactions of a change, and what is there.
 
-The one module that speaks to libnftables. Not thread-safe: it belongs to the owner of the ruleset.
+Every transaction goes through this module. Not thread-safe: it belongs to the owner of the ruleset.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import nftables
 
-from enforcer.kernel.netlink import BatchError, ElementSocket
+from enforcer.kernel.netlink import BatchError, BatchSocket, messages
 from enforcer.ruleset import text
-from enforcer.ruleset.objects import Table
-from enforcer.ruleset.ruleset import Ruleset, Transaction
+from enforcer.ruleset.listing import read
+from enforcer.ruleset.objects import Counter, Table
+from enforcer.ruleset.plan import Purpose, Step
+from enforcer.ruleset.ruleset import Elements, Ruleset
 
 _OWN_GENERATIONS = 4096
+_COMMIT_TRIES = 100
+# What libnftables is given at once, and what is added to a set at once, while nothing refers to either.
+_COMMANDS, _ELEMENTS = 1000, 10_000
 
 
 class NftError(Exception):
@@ -29,12 +37,12 @@ class Tables:
 
     def __init__(self) -> None:
         self._nft = nftables.Nftables()
-        self._elements = ElementSocket()
+        self._socket = BatchSocket()
         self._own: deque[int] = deque(maxlen=_OWN_GENERATIONS)
 
     def close(self) -> None:
         """Let go of the sockets; the tables stay."""
-        self._elements.close()
+        self._socket.close()
 
     def is_own(self, generation: int) -> bool:
         """Whether a generation was made by this object alone."""
@@ -46,58 +54,68 @@ class Tables:
 
     def generation(self) -> int:
         """The present generation of the ruleset, whoever made it."""
-        return self._elements.generation()
+        return self._socket.generation()
 
-    def commit(self, transaction: Transaction) -> None:
-        """Carry the tables over a transaction.
+    def commit(self, step: Step) -> None:
+        """Carry the tables over one step of a change, in one transaction.
+
+        A preparation that is large is cut, since nothing refers to what it makes; no other step is.
 
         Raises:
-            NftError: nothing was changed; the tables may differ from what they are believed to be.
+            NftError: it was refused, and nothing was changed, unless it prepares.
         """
-        if transaction.structural:
-            self._run(text.transaction(transaction))
-            return
-        while True:
-            generation = self.generation()
-            try:
-                self._elements.commit(transaction.elements, generation)
-            except BatchError as error:
-                # Another process has committed since; its notification tells whether it touched our tables.
-                if error.errno == errno.ERESTART:
-                    continue
-                raise NftError(f"element batch: {error}") from error
-            self._own.append(generation + 1)
-            return
+        if step.purpose is Purpose.PREPARATION:
+            self._prepare(step)
+        elif any(not chain.epoch for chain in step.refilled) or any(entry.set.interval for entry in step.elements):
+            # Few and small: rules to be put right, and the networks of nodes.
+            self._run(text.commands(step, elements=True))
+        else:
+            self._batch(list(messages(step)))
 
-    def replace(self, ruleset: Ruleset) -> None:
-        """Put a whole ruleset in the place of whatever our tables hold, in one transaction.
+    def rebuild(self, ruleset: Ruleset, present: Ruleset) -> None:
+        """Put a whole ruleset in the place of what the tables hold, in one transaction: where no steps lead there.
 
         Raises:
             NftError: nothing was changed.
         """
-        self._run(text.replacement(ruleset, self.present()))
+        self._run(text.rebuild(ruleset, present))
 
     def remove(self) -> None:
         """Delete both tables."""
-        self._run("".join(f"add table {table}\ndelete table {table}\n" for table in Table))
+        self._run([line for table in Table for line in (f"add table {table}", f"delete table {table}")])
 
-    def present(self) -> text.Present:
-        """What our tables hold, by name, without elements and rules."""
-        present = text.Present()
-        for table in Table:
-            for entry in self._list(f"list table {table}", terse=True):
-                for kind, value in entry.items():
-                    identity = (table, value.get("name", ""))
-                    match kind:
-                        case "chain":
-                            present.chains[identity] = (value["hook"], value["prio"]) if "hook" in value else None
-                        case "set" | "map":
-                            key = value["type"] if isinstance(value["type"], list) else [value["type"]]
-                            words = " . ".join(key) + (f" : {value['map']}" if kind == "map" else "")
-                            present.sets[identity] = (words, "interval" in value.get("flags", []))
-                        case "counter":
-                            present.counters.add(identity)
+    def make(self) -> None:
+        """Make both tables where they are not there, and have them work."""
+        self._run(text.tables())
+
+    def present(self, desired: Ruleset) -> Ruleset:
+        """What our tables hold; objects that are as desired are the desired objects themselves.
+
+        Raises:
+            NftError: the tables cannot be listed.
+        """
+        present = Ruleset()
+        self._nft.set_stateless_output(True)
+        try:
+            for table in Table:
+                try:
+                    listed = self._command(f"list table {table}")
+                except NftError as error:
+                    if "No such file or directory" not in str(error):
+                        raise
+                else:
+                    read(listed, table, desired, present)
+        finally:
+            self._nft.set_stateless_output(False)
+        present.take()
         return present
+
+    def counter(self, counter: Counter) -> tuple[int, int]:
+        """Packets and bytes of one counter; none if it is not there."""
+        try:
+            return self._socket.counter(counter)
+        except BatchError:
+            return 0, 0
 
     def counters(self) -> dict[str, tuple[int, int]]:
         """Packets and bytes of each of our counters, by name."""
@@ -128,9 +146,35 @@ class Tables:
             return None
         return listing.partition("elements = {")[2].partition("}")[0].strip()
 
-    def _run(self, commands: str) -> None:
+    def _prepare(self, step: Step) -> None:
+        commands = text.commands(step, elements=False)
+        for lines in _cut(commands):
+            self._run(lines)
+        # As text, libnftables would fetch the elements of every interval set first, for each part again.
+        for entry in step.elements:
+            for part in _parts(entry):
+                self._batch(list(messages(part)))
+
+    def _batch(self, batch: list[bytes]) -> None:
+        if not batch:
+            # Before 6.10 the kernel would not answer.
+            return
+        for _ in range(_COMMIT_TRIES):
+            generation = self.generation()
+            try:
+                self._socket.commit(batch, generation)
+            except BatchError as error:
+                # Another process has committed since; its notification tells whether it touched our tables.
+                if error.errno == errno.ERESTART:
+                    continue
+                raise NftError(f"batch: {error}") from error
+            self._own.append(generation + 1)
+            return
+        raise NftError(f"batch: other programs committed {_COMMIT_TRIES} times in between")
+
+    def _run(self, commands: Iterable[str]) -> None:
         before = self.generation()
-        self._command(commands)
+        self._command("\n".join(commands) + "\n")
         after = self.generation()
         # If others have committed meanwhile, it cannot be told which generation is ours: none is claimed.
         if after == before + 1:
@@ -142,10 +186,9 @@ class Tables:
             raise NftError(error.strip() or f"libnftables returned {code}")
         return str(output)
 
-    def _list(self, command: str, *, terse: bool = False) -> list[dict[str, dict[str, Any]]]:
-        """Run a listing in JSON, if ``terse`` without elements; what is not there lists nothing."""
+    def _list(self, command: str) -> list[dict[str, dict[str, Any]]]:
+        """Run a listing in JSON; what is not there lists nothing."""
         self._nft.set_json_output(True)
-        self._nft.set_terse_output(terse)
         try:
             output = self._command(command)
         except NftError as error:
@@ -154,6 +197,17 @@ class Tables:
             raise
         finally:
             self._nft.set_json_output(False)
-            self._nft.set_terse_output(False)
         entries: list[dict[str, dict[str, Any]]] = json.loads(output)["nftables"]
         return [entry for entry in entries if "metainfo" not in entry]
+
+
+def _cut(lines: list[str]) -> Iterator[list[str]]:
+    remaining = iter(lines)
+    while part := list(islice(remaining, _COMMANDS)):
+        yield part
+
+
+def _parts(entry: Elements) -> Iterator[Step]:
+    remaining = iter(entry.added.items())
+    while part := dict(islice(remaining, _ELEMENTS)):
+        yield Step(purpose=Purpose.PREPARATION, elements=(dataclasses.replace(entry, added=part),))
