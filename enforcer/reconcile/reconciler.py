@@ -15,25 +15,26 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import structlog
 
-from enforcer.kernel.conntrack import Flow
 from enforcer.kernel.nftables import NftError, Tables
 from enforcer.model.addresses import Network
 from enforcer.model.changes import Change, Rejection
 from enforcer.model.nodes import settle
 from enforcer.model.objects import Attachment, Namespace, NetworkPolicy, Node, Object, Pod
+from enforcer.policy.budget import Budget, Limits
 from enforcer.policy.endpoints import Standing
 from enforcer.policy.index import PolicyIndex
-from enforcer.policy.judge import allows
 from enforcer.policy.resolve import Cluster
-from enforcer.policy.verdict import Packet
+from enforcer.reconcile.commits import Commits, Committed
+from enforcer.reconcile.denials import Denials
 from enforcer.reconcile.endpoints import Endpoints
-from enforcer.reconcile.revocation import Revocation
+from enforcer.reconcile.stamps import STAMP_KERNEL, Cleared, GracePeriods, StampCleaner, StampKernel
 from enforcer.ruleset.ruleset import Ruleset
-from enforcer.translate.rules import BaseSettings
+from enforcer.translate.base import BaseSettings
 from enforcer.translate.translator import Translator
 
 T = TypeVar("T")
@@ -60,18 +61,38 @@ class Observer(Protocol):
     def repaired(self) -> None:
         """Another process had changed our tables."""
 
-    def revoked(self, flows: int) -> None:
-        """Established flows are dropped from now on."""
+    def cleared(self, connections: int) -> None:
+        """Connections were found that carried the stamp of an old epoch, and cleared of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a node's operator decides. ``unknown_pod_wait`` is in seconds."""
+    """What a node's operator decides.
+
+    ``unknown_pod_wait`` is in seconds; ``state_folder`` keeps counts over a restart, None keeps none.
+    """
 
     node: str
     unknown_pods_allowed: bool = False
     unknown_pod_wait: float = 0.5
     base: BaseSettings = field(default_factory=BaseSettings)
+    limits: Limits = field(default_factory=Limits)
+    state_folder: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stamps:
+    """What is known of the stamps that connections carry.
+
+    Attributes:
+        epoch: the one that judged connections are stamped with; None: nothing is stamped, every packet is judged.
+        cleared: how many connections were cleared of an old epoch's stamp.
+        failure: why old stamps could not be cleared at the last try.
+    """
+
+    epoch: int | None
+    cleared: int
+    failure: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +106,7 @@ class State:
     policies: int
     attachments: int
     rejections: tuple[Rejection, ...]
+    stamps: Stamps
 
 
 class Reconciler:
@@ -94,7 +116,9 @@ class Reconciler:
     commit replaces whatever an earlier agent left.
     """
 
-    def __init__(self, tables: Tables, settings: Settings, observer: Observer) -> None:
+    def __init__(
+        self, tables: Tables, settings: Settings, observer: Observer, *, stamps: StampKernel = STAMP_KERNEL
+    ) -> None:
         self._tables = tables
         self._settings = settings
         self._observer = observer
@@ -103,12 +127,15 @@ class Reconciler:
         # Everything below belongs to that thread.
         self._ruleset = Ruleset()
         self._translator = Translator(self._ruleset, settings.base)
+        self._denials = Denials(settings.state_folder)
+        self._commits = Commits(tables, self._ruleset, self._translator, self._denials)
         self._index = PolicyIndex(self._translator)
         unknown = Standing.GUEST if settings.unknown_pods_allowed else Standing.UNKNOWN
         self._endpoints = Endpoints(settings.node, self._index.set_endpoint, unknown=unknown)
         self._hear_nodes: Callable[[Mapping[str, Node | None]], None] | None = None
         self._nodes: dict[str, Node] = {}
         self._own_networks: tuple[Network, ...] = ()
+        self._budget = Budget(settings.limits)
         self._policies: dict[str, NetworkPolicy] = {}
         self._hear_rejections: Callable[[Sequence[Rejection]], None] | None = None
         self._rejected: dict[str, Rejection] = {}
@@ -121,8 +148,14 @@ class Reconciler:
         self._accounted = 0
         self._after_commit: list[Callable[[], None]] = []
         self._awaited: dict[str, tuple[Attachment, Future[None]]] = {}
-        mark = settings.base.revoked_mark
-        self._revocation = Revocation(mark, self._judge_flows, observer.revoked) if mark else None
+        self._clearing: set[int] = set()
+        self._knowledge = 0
+        self._grace_asked: int | None = None
+        self._grace_over: int | None = None
+        self._cleared = 0
+        self._clear_failure: str | None = None
+        self._cleaner = StampCleaner(settings.base.mark, self._hear_cleared, stamps.clear)
+        self._grace = GracePeriods(self._hear_grace_over, stamps.wait_for_packets)
 
     # Doors: any thread
 
@@ -139,20 +172,20 @@ class Reconciler:
 
     def start(self) -> None:
         """Start the loop."""
-        if self._revocation is not None:
-            self._revocation.start()
+        self._cleaner.start()
+        self._grace.start()
         self._thread.start()
 
     def stop(self) -> None:
         """End the loop after the events that were put before; the kernel's tables stay."""
-        if self._revocation is not None:
-            self._revocation.stop()
+        self._cleaner.stop()
+        self._grace.stop()
         self._events.put(None)
         self._thread.join()
 
     def alive(self) -> bool:
-        """Whether the loop runs, and what judges established flows."""
-        return self._thread.is_alive() and (self._revocation is None or self._revocation.alive())
+        """Whether the loop runs, and what clears stamps."""
+        return self._thread.is_alive() and self._cleaner.alive() and self._grace.alive()
 
     def changes(self, changes: Sequence[Change]) -> None:
         """Take in the present state of objects."""
@@ -205,16 +238,13 @@ class Reconciler:
         self._events.put(lambda: self._judge(generation))
 
     def barrier(self, seconds: float) -> bool:
-        """Wait until the kernel holds all that was put before, and established flows are judged by it.
+        """Wait until the kernel holds all that was put before.
 
         Returns:
             False if that takes longer than ``seconds``.
         """
-        deadline = time.monotonic() + seconds
         try:
             self._submit(lambda: None).result(seconds)
-            if self._revocation is not None:
-                self._revocation.done().result(max(deadline - time.monotonic(), 0))
         except (FutureTimeout, NotReadyError):
             return False
         return True
@@ -259,6 +289,11 @@ class Reconciler:
         """The networks whose addresses are closed where no pod of this node has them."""
         return self._own_networks if self._settings.base.close_own_networks else ()
 
+    @property
+    def denials(self) -> Denials:
+        """What each policy has denied."""
+        return self._denials
+
     def selected(self, policy: str) -> int:
         """How many of this node's pods a policy selects."""
         return self._index.selected(policy)
@@ -273,6 +308,7 @@ class Reconciler:
             policies=len(self._policies),
             attachments=len(self._endpoints.attachments),
             rejections=tuple(self._rejected.values()),
+            stamps=Stamps(self._commits.epoch, self._cleared, self._clear_failure),
         )
 
     # The loop
@@ -326,9 +362,10 @@ class Reconciler:
             self._endpoints.set_pod(key, _as(Pod, value))
         elif kind is NetworkPolicy:
             policy = _as(NetworkPolicy, value)
-            self._changed_policies.add(key)
-            self._put_policy(key, policy)
-            _put(self._policies, key, policy)
+            for other, judged in self._budget.put(key, policy):
+                self._changed_policies.add(other)
+                self._put_policy(other, judged)
+                _put(self._policies, other, judged)
         else:
             namespace = _as(Namespace, value)
             self._index.set_namespace(key, namespace.labels if namespace else None)
@@ -372,10 +409,42 @@ class Reconciler:
         self._observer.repaired()
         self._whole = True
 
-    def _judge_flows(self, flows: Sequence[Flow]) -> list[bool]:
-        """Whether policy allows each of some flows; on the thread of the revocation."""
-        packets = [Packet(flow.source, flow.destination, flow.protocol, flow.port) for flow in flows]
-        return self.call(lambda: [allows(self._index, packet) for packet in packets])
+    def _hear_cleared(self, cleared: Cleared) -> None:
+        self._events.put(lambda: self._take_cleared(cleared))
+
+    def _take_cleared(self, cleared: Cleared) -> None:
+        """Take in that old stamps were cleared, or could not be: an epoch may begin that had to wait for it."""
+        self._clear_failure = cleared.failure
+        if cleared.failure is not None or cleared.knowledge != self._commits.knowledge:
+            return
+        self._clearing.discard(cleared.group)
+        self._cleared += cleared.connections
+        self._observer.cleared(cleared.connections)
+        self._commits.epochs.cleared(cleared.group)
+        self._grace_asked = None
+
+    def _hear_grace_over(self, ended: int) -> None:
+        self._events.put(lambda: self._take_grace_over(ended))
+
+    def _take_grace_over(self, ended: int) -> None:
+        self._grace_over = ended
+
+    def _renew_epoch(self) -> None:
+        """Begin an epoch if its time has come; ask for what the next one has to wait for."""
+        commits = self._commits
+        if self._knowledge != commits.knowledge:
+            self._knowledge = commits.knowledge
+            self._clearing = set()
+        if self._grace_over is not None and commits.begin_epoch(self._grace_over):
+            log.debug("epoch began", epoch=commits.epoch)
+        self._grace_over = None
+        for group in commits.epochs.stale:
+            if group not in self._clearing:
+                self._clearing.add(group)
+                self._cleaner.clear(group, self._knowledge)
+        if commits.epoch is None and self._grace_asked != commits.ended:
+            self._grace_asked = commits.ended
+            self._grace.ask(commits.ended)
 
     def _submit(self, event: Callable[[], None]) -> Future[None]:
         """Put an event; the future has its result when the kernel holds what the event changed."""
@@ -404,7 +473,9 @@ class Reconciler:
             self._recover(error)
         if self._failure is not None:
             return
-        self._changed_policies.clear()
+        if self._changed_policies:
+            self._denials.keep(self._policies)
+            self._changed_policies.clear()
         if self._hear_rejections is not None and self._rejected != self._rejected_before:
             self._rejected_before = dict(self._rejected)
             self._hear_rejections(tuple(self._rejected.values()))
@@ -418,29 +489,31 @@ class Reconciler:
 
     def _transact(self) -> None:
         started = time.perf_counter()
-        transaction = self._ruleset.take()
+        self._index.dispatch()
+        self._translator.complete()
         whole = self._whole
-        if whole:
-            self._tables.replace(self._ruleset)
-        elif transaction:
-            self._tables.commit(transaction)
-        else:
-            return
-        seconds = time.perf_counter() - started
-        counts = transaction.counts
+        before = self._tables.generation() if whole else self._accounted
+        committed = self._commits.synchronize() if whole else self._commits.change()
+        if committed is not None:
+            self._after_commit_of(committed, before, whole=whole, seconds=time.perf_counter() - started)
+        self._renew_epoch()
+
+    def _after_commit_of(self, committed: Committed, before: int, *, whole: bool, seconds: float) -> None:
         self._whole = False
         self._failure = None
         self._retry_seconds = _FIRST_RETRY_SECONDS
         # A commit of another whose notification was lost is not to be taken for accounted for.
-        if whole or self._tables.all_own_since(self._accounted):
+        if self._tables.all_own_since(before):
             self._accounted = self._tables.generation()
-        affected = self._index.take_affected()
-        if self._revocation is not None and (whole or affected):
-            self._revocation.judge(None if whole else affected)
+        counts = committed.counts
         self._observer.committed(whole=whole, seconds=seconds, elements=counts["added"] + counts["removed"])
-        log.info("transaction", whole=whole, **counts, ms=round(seconds * 1e3, 3))
-        for change in transaction.elements:
-            log.debug("elements", set=change.set.name, removed=change.removed, added=change.added)
+        log.info(
+            "transactions committed",
+            steps=committed.purposes,
+            whole=whole,
+            **counts,
+            ms=round(seconds * 1e3, 3),
+        )
 
     def _recover(self, error: NftError) -> None:
         """A refused transaction: render everything; if that is refused too, close what the last changes select."""
