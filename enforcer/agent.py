@@ -25,8 +25,10 @@ from enforcer.control import ControlServer
 from enforcer.housekeeping import Housekeeping
 from enforcer.kernel.netlink import TableWatch
 from enforcer.kernel.nftables import Tables
+from enforcer.kernel.requirements import Findings, inspect
 from enforcer.lock import Lock
 from enforcer.model.addresses import Network
+from enforcer.model.marks import ConnectionMark
 from enforcer.model.objects import Attachment
 from enforcer.model.objects import Node as NodeObject
 from enforcer.observe.health import HealthServer
@@ -34,7 +36,7 @@ from enforcer.observe.metrics import KernelCollector, Metrics
 from enforcer.reconcile.reconciler import NotReadyError, Reconciler, Settings
 from enforcer.sources import Source
 from enforcer.sources.directory import DirectorySource
-from enforcer.translate.rules import BaseSettings
+from enforcer.translate.base import BaseSettings
 
 if TYPE_CHECKING:
     from enforcer.observe.events import EventWriter
@@ -112,9 +114,11 @@ class Agent:
             node=options.node,
             unknown_pods_allowed=config.unknown_pods == "allow",
             unknown_pod_wait=config.unknown_pod_wait_seconds,
+            limits=config.limits,
+            state_folder=options.run_dir,
             base=BaseSettings(
                 pod_to_own_node=config.pod_to_own_node == "allow",
-                revoked_mark=config.revoked_connection_mark,
+                mark=ConnectionMark(config.connection_mark_mask),
                 masquerade=config.masquerade == "enable" and follows_nodes,
                 not_masqueraded=config.networks_not_masqueraded,
                 tunnel=config.tunnel if tunnels else None,
@@ -124,6 +128,7 @@ class Agent:
         self._reconciler = Reconciler(Tables(), settings, self._metrics)
         self._enforcer = _Enforcer(self._reconciler)
         self._events: EventWriter | None = None
+        self._kernel = Findings("", (), ())
         self._source, self._source_name = self._open_source()
         self._store = Store(options.run_dir / "state.db")
         self._node = Node(bridge_netfilter=config.bridge_netfilter, tunnels=tunnels)
@@ -151,6 +156,7 @@ class Agent:
         except OSError as error:
             log.error("metricsAddress cannot be used", address=self._options.config.metrics_address, error=str(error))
             return 1
+        self._inspect_kernel()
         watch = TableWatch()
         watcher = threading.Thread(target=self._watch, args=(watch,), name="nftables", daemon=True)
         watcher.start()
@@ -168,7 +174,8 @@ class Agent:
             cni.start()
         control.start()
         log.info("agent started", node=self._options.node, source=self._source_name, pid=os.getpid())
-        while signal.sigtimedwait(_ENDS, self._housekeeping.pause) is None:
+        # After SIGSTOP and SIGCONT, sigtimedwait may return a result that is no signal's.
+        while (ended := signal.sigtimedwait(_ENDS, self._housekeeping.pause)) is None or ended.si_signo not in _ENDS:
             self._housekeeping.look()
             if not (self._reconciler.alive() and self._source.alive() and watcher.is_alive() and self._routes.alive()):
                 log.error("a thread of the agent has ended; the kernel's rules stand, restart the agent")
@@ -186,6 +193,15 @@ class Agent:
         self._store.close()
         log.info("agent stopped; rules and links stay")
         return 0
+
+    def _inspect_kernel(self) -> None:
+        findings = inspect(self._options.config.connection_mark_mask)
+        for missing in findings.missing:
+            log.error("kernel feature missing", what=missing.what, consequence=missing.consequence, hint=missing.hint,
+                      detail=missing.detail)  # fmt: skip
+        for note in findings.notes:
+            log.info("kernel note", what=note.what, consequence=note.consequence, hint=note.hint)
+        self._kernel = findings
 
     def _open_source(self) -> tuple[Source, str]:
         """The source, and its name for people."""
@@ -232,6 +248,7 @@ class Agent:
             gateways=self._operations.gateways,
             node_open=self._options.config.pod_to_own_node == "allow",
             housekeeping=self._housekeeping,
+            kernel=self._kernel,
         )
 
     def _watch(self, watch: TableWatch) -> None:

@@ -12,7 +12,9 @@ import yaml
 from msgspec import Meta
 
 from enforcer.model.addresses import Network
+from enforcer.model.marks import DEFAULT_MASK, ConnectionMark
 from enforcer.model.tunnel import Vxlan
+from enforcer.policy.budget import Cost, Limits
 from enforcer.sources.manifests import read_yaml
 
 _LAST_PORT = (1 << 16) - 1
@@ -82,15 +84,74 @@ class Config(msgspec.Struct, rename="camel", frozen=True, kw_only=True, forbid_u
     unknown_pod_wait_seconds: Annotated[
         float, Meta(ge=0, le=10, description="How long a CNI ADD waits for the object of its pod.")
     ] = 0.5
-    revoked_connection_mark: Annotated[
+    connection_mark_mask: Annotated[
         int,
         Meta(
             ge=0,
             lt=1 << 32,
-            description="The bit of the conntrack mark that says: policy does not allow this established flow. Take "
-            "another one where another program uses that bit; 0 lets established flows go on.",
+            description="The bits of the connection mark that say which connections were judged: one run of at least 5 "
+            "(the default is 0xff000000). Change it where another program uses one of them. The more bits, the less "
+            "often stamps have to be cleared.",
         ),
-    ] = 0x02000000
+    ] = DEFAULT_MASK
+    policy_rules: Annotated[
+        int,
+        Meta(
+            ge=1,
+            lt=1 << 32,
+            description="How many rules of one policy a packet may meet. A policy that needs more is rejected, and "
+            "its pods are closed. A denied packet may meet each of them: a thousand cost it 0.1 ms.",
+        ),
+    ] = 800
+    policy_sets: Annotated[
+        int,
+        Meta(ge=1, lt=1 << 32, description="How many sets one policy may need: two a selector, one for many blocks."),
+    ] = 800
+    policy_elements: Annotated[
+        int,
+        Meta(
+            ge=1,
+            lt=1 << 32,
+            description="How many set elements one policy may need: ranges of ports, and what is left of ipBlocks with "
+            "excepts. Pods do not count.",
+        ),
+    ] = 10_000
+    policy_bytes: Annotated[
+        int,
+        Meta(
+            ge=1,
+            lt=1 << 32,
+            description="How many bytes the selectors and port names of one policy may have.",
+        ),
+    ] = 256 << 10
+    namespace_rules: Annotated[
+        int,
+        Meta(
+            ge=1,
+            lt=1 << 32,
+            description="How many rules all policies of a namespace may need together. Policies are counted in the "
+            "order of their names, and those after the limit are rejected. Each counts ten for itself.",
+        ),
+    ] = 4_000
+    namespace_sets: Annotated[
+        int, Meta(ge=1, lt=1 << 32, description="How many sets all policies of a namespace may need together.")
+    ] = 2_000
+    namespace_elements: Annotated[
+        int,
+        Meta(
+            ge=1,
+            lt=1 << 32,
+            description="How many set elements all policies of a namespace may need together.",
+        ),
+    ] = 50_000
+    namespace_bytes: Annotated[
+        int,
+        Meta(
+            ge=1,
+            lt=1 << 32,
+            description="How many bytes the selectors and port names of all policies of a namespace may have together.",
+        ),
+    ] = 2 << 20
     bridge_netfilter: Annotated[
         Literal["disable", "leave"],
         Meta(
@@ -116,8 +177,10 @@ class Config(msgspec.Struct, rename="camel", frozen=True, kw_only=True, forbid_u
     def mistakes(self) -> list[str]:
         """What is wrong although each value is of its type."""
         found = []
-        if self.revoked_connection_mark & (self.revoked_connection_mark - 1):
-            found.append(f"`revokedConnectionMark`: must be one bit or 0, got {self.revoked_connection_mark:#x}")
+        try:
+            ConnectionMark(self.connection_mark_mask)
+        except ValueError as error:
+            found.append(f"`connectionMarkMask`: {error}")
         if self.metrics_address and int(self.metrics_address.rpartition(":")[2]) > _LAST_PORT:
             found.append(f"`metricsAddress`: a port is at most {_LAST_PORT}, got `{self.metrics_address}`")
         for text in self.not_masqueraded:
@@ -126,6 +189,14 @@ class Config(msgspec.Struct, rename="camel", frozen=True, kw_only=True, forbid_u
             except ValueError as error:
                 found.append(f"`notMasqueraded`: {error}")
         return found
+
+    @property
+    def limits(self) -> Limits:
+        """What a policy and a namespace may need."""
+        return Limits(
+            policy=Cost(self.policy_rules, self.policy_sets, self.policy_elements, self.policy_bytes),
+            namespace=Cost(self.namespace_rules, self.namespace_sets, self.namespace_elements, self.namespace_bytes),
+        )
 
     @property
     def tunnel(self) -> Vxlan:

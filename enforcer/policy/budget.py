@@ -1,0 +1,194 @@
+"""What one policy, and the policies of one namespace, may ask of a node: above it a policy is rejected. Pure.
+
+A packet that is denied meets every rule of a policy, and a node holds the rules of all namespaces, so both are bounded.
+The cost of a policy is told from its object alone, before anything is rendered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from bisect import bisect_left, insort
+from dataclasses import dataclass, field
+
+from enforcer.model.addresses import Family, merged
+from enforcer.model.objects import IPBlock, NetworkPolicy, PodPeer, PolicyRule, Protocol
+from enforcer.model.selectors import LabelSelector
+
+# A policy is a jump in the chain of each isolation group that it is in, of which its pods may be as many.
+_RULES_A_POLICY = 10
+FEW_BLOCKS = 4
+"""As many ipBlocks of an entry and family are rules of their own; more are one set of all their intervals."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Rules that one packet may meet, sets, set elements without those that are pods, and bytes of selectors.
+
+    In the kernel are up to four times as many rules: ICMP errors, and what is not tracked, have rules of their own.
+    """
+
+    rules: int = 0
+    sets: int = 0
+    elements: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(ours + theirs for ours, theirs in zip(self._figures, other._figures, strict=True)))
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(*(ours - theirs for ours, theirs in zip(self._figures, other._figures, strict=True)))
+
+    @property
+    def _figures(self) -> tuple[int, ...]:
+        return self.rules, self.sets, self.elements, self.bytes
+
+    def excess(self, limit: Cost) -> str | None:
+        """The first figure that is above a limit (``rules``, ``sets``, ``elements``, ``bytes``); None if none is."""
+        for entry in dataclasses.fields(self):
+            if getattr(self, entry.name) > getattr(limit, entry.name):
+                return entry.name
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a policy may cost, and all policies of a namespace together."""
+
+    policy: Cost = Cost(rules=800, sets=800, elements=10_000, bytes=256 << 10)
+    namespace: Cost = Cost(rules=4_000, sets=2_000, elements=50_000, bytes=2 << 20)
+
+
+def cost_of(policy: NetworkPolicy) -> Cost:
+    """What a policy asks of a node at most; it grows with the size of the object."""
+    entries = [entry for rules in policy.rules.values() for entry in rules]
+    costs = (_entry_cost(entry) for entry in entries)
+    return sum(costs, Cost(rules=_RULES_A_POLICY, bytes=_selector_bytes(policy.pod_selector)))
+
+
+def _entry_cost(entry: PolicyRule) -> Cost:
+    rules = sets = elements = size = 0
+    blocks = [peer for peer in entry.peers if isinstance(peer, IPBlock)]
+    for family in Family:
+        of_family = [block for block in blocks if block.cidr.family is family]
+        # A few are rules of their own, more are one set. Each except leaves one interval more at most.
+        few = len(of_family) <= FEW_BLOCKS
+        with_set = [block for block in of_family if block.excepts or not few]
+        rules += len(of_family) if few else 1
+        sets += len(with_set) if few else 1
+        elements += sum(len(block.excepts) + 1 for block in with_set)
+    for peer in entry.peers:
+        if isinstance(peer, PodPeer):
+            rules += len(Family)
+            sets += len(Family)
+            size += _selector_bytes(peer.pod_selector)
+            size += _selector_bytes(peer.namespace_selector) if peer.namespace_selector else 0
+    for protocol in Protocol:
+        ports = [port for port in entry.ports if port.protocol is protocol]
+        numbers = merged((port.port, port.end_port or port.port) for port in ports if isinstance(port.port, int))
+        named = sum(len(port.port) for port in ports if isinstance(port.port, str))
+        rules += 1 if numbers or any(port.port is None for port in ports) else 0
+        rules += len(Family) if named else 0
+        sets += len(Family) if named else 0
+        sets += 1 if len(numbers) > 1 else 0
+        elements += len(numbers)
+        size += named
+    return Cost(max(rules, 1), sets, elements, size)
+
+
+def _selector_bytes(selector: LabelSelector) -> int:
+    return sum(len(r.key) + sum(map(len, r.values)) for r in selector.requirements)
+
+
+@dataclass(slots=True)
+class _Namespace:
+    """The policies of a namespace.
+
+    ``order`` are the names of those that are within the limits of one, ``costs`` what they cost, ``cutoff`` the first
+    for which nothing is left, ``too_large`` why the others are rejected.
+    """
+
+    policies: dict[str, NetworkPolicy] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
+    costs: dict[str, Cost] = field(default_factory=dict)
+    total: Cost = field(default_factory=Cost)
+    cutoff: str | None = None
+    too_large: dict[str, str] = field(default_factory=dict)
+
+
+class Budget:
+    """Policies, and which of them are within the limits.
+
+    In a namespace that asks for too much, policies are counted in the order of their names up to the first for which
+    nothing is left: it and those after it are rejected. So a policy's fate depends on its own namespace alone, and not
+    on what was before.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._namespaces: dict[str, _Namespace] = {}
+
+    def put(self, key: str, policy: NetworkPolicy | None) -> list[tuple[str, NetworkPolicy | None]]:
+        """Put or remove (None) a policy.
+
+        Returns:
+            The policy, and each other one of its namespace whose fate has changed; rejected if above the limits.
+        """
+        name = key.partition("/")[0]
+        namespace = self._namespaces.setdefault(name, _Namespace())
+        self._replace(namespace, key, policy)
+        before, namespace.cutoff = namespace.cutoff, self._cutoff(namespace)
+        changed = [key, *(other for other in _between(namespace.order, before, namespace.cutoff) if other != key)]
+        if not namespace.policies:
+            del self._namespaces[name]
+        return [(entry, self._judged(name, namespace, entry)) for entry in changed]
+
+    def _replace(self, namespace: _Namespace, key: str, policy: NetworkPolicy | None) -> None:
+        if key in namespace.costs:
+            namespace.total -= namespace.costs.pop(key)
+            del namespace.order[bisect_left(namespace.order, key)]
+        namespace.too_large.pop(key, None)
+        namespace.policies.pop(key, None)
+        if policy is None:
+            return
+        namespace.policies[key] = policy
+        if policy.rejected is not None:
+            # It costs nothing, and has its reason.
+            return
+        cost = cost_of(policy)
+        excess = cost.excess(self._limits.policy)
+        if excess is not None:
+            found, most = getattr(cost, excess), getattr(self._limits.policy, excess)
+            namespace.too_large[key] = (
+                f"it needs {found} {excess}, and a policy may have {most}: split it, or configure a higher limit"
+            )
+        else:
+            namespace.costs[key] = cost
+            namespace.total += cost
+            insort(namespace.order, key)
+
+    def _cutoff(self, namespace: _Namespace) -> str | None:
+        """The first policy for which nothing is left; it takes as long as there are policies before it."""
+        if namespace.total.excess(self._limits.namespace) is None:
+            return None
+        spent = Cost()
+        for key in namespace.order:
+            spent += namespace.costs[key]
+            if spent.excess(self._limits.namespace) is not None:
+                return key
+        return None
+
+    def _judged(self, name: str, namespace: _Namespace, key: str) -> NetworkPolicy | None:
+        policy = namespace.policies.get(key)
+        if policy is None:
+            return None
+        reason = namespace.too_large.get(key)
+        if key in namespace.costs and namespace.cutoff is not None and key >= namespace.cutoff:
+            most = ", ".join(f"{figure} {word}" for word, figure in dataclasses.asdict(self._limits.namespace).items())
+            reason = f"up to here namespace {name} needs more than {most}: remove some, or configure a higher limit"
+        return policy if reason is None else dataclasses.replace(policy, rejected=reason)
+
+
+def _between(order: list[str], before: str | None, after: str | None) -> list[str]:
+    """The names from one cutoff to the other; None is after all."""
+    places = sorted(len(order) if cutoff is None else bisect_left(order, cutoff) for cutoff in (before, after))
+    return order[slice(*places)]
