@@ -10,6 +10,7 @@ from typing import Any
 from enforcer.control import ControlError
 from enforcer.explain import Evidence, Question, QuestionError, explain
 from enforcer.housekeeping import Housekeeping
+from enforcer.kernel.requirements import Findings
 from enforcer.model.addresses import Address, format_address
 from enforcer.policy.endpoints import Standing
 from enforcer.reconcile.reconciler import Reconciler
@@ -30,6 +31,7 @@ class Answers:
         gateways: the node's own addresses on the pod network.
         node_open: whether egress policies pass over a pod's own node.
         housekeeping: what it found.
+        kernel: what was found of the kernel.
     """
 
     reconciler: Reconciler
@@ -40,6 +42,7 @@ class Answers:
     gateways: Callable[[], tuple[Address, ...]]
     node_open: bool
     housekeeping: Housekeeping
+    kernel: Findings
 
     def by_name(self) -> Mapping[str, Callable[[Mapping[str, Any]], Any]]:
         """The answers, as ``ControlServer`` takes them."""
@@ -71,8 +74,14 @@ class Answers:
             "heard": [dataclasses.asdict(heard) for heard in self.source.heard()],
             "settings": self.housekeeping.settings,
             "failure": state.failure,
+            "stamps": dataclasses.asdict(state.stamps),
             "unready": self.unready(),
             "amiss": self.housekeeping.amiss,
+            "kernel": {
+                "release": self.kernel.release,
+                "missing": list(map(str, self.kernel.missing)),
+                "notes": list(map(str, self.kernel.notes)),
+            },
             "table": str(Table.POLICY),
         }
 
@@ -95,20 +104,28 @@ class Answers:
         return rows
 
     def _policies(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        packets = {name: counted for name, (counted, _) in self.reconciler.tables.counters().items()}
+        counters = self.reconciler.tables.counters()
+        packets = {name: counted for name, (counted, _) in counters.items()}
+        totals = self.reconciler.denials.totals(counters)
         policies = [
             {
                 "policy": policy.key,
                 "pods": self.reconciler.selected(policy.key),
                 "rejected": policy.rejected,
                 "packets": {
-                    direction.value: packets.get(names.policy_chain(policy.key, direction), 0)
+                    direction.value: packets.get(names.policy_counter(policy.key, direction), 0)
                     for direction in policy.rules
                 },
+                "denied": {direction.value: totals.get((policy.key, direction), 0) for direction in policy.rules},
             }
             for policy in sorted(self.reconciler.cluster.policies.values(), key=lambda policy: policy.key)
         ]
-        denied = {name.partition("/")[2]: counted for name, counted in packets.items() if name.startswith("denied/")}
+        denied = {
+            name.partition("/")[2]: counted
+            for name, counted in packets.items()
+            # What isolation groups are denied is told with their policies.
+            if name.startswith("denied/") and name.count("/") == 1
+        }
         return {"policies": policies, "denied": denied}
 
     def _explain(self, arguments: Mapping[str, Any]) -> Sequence[Any]:

@@ -10,7 +10,7 @@ import msgspec
 from enforcer.model.addresses import Address, Family, Network, family_of, format_address, parse_address
 from enforcer.model.objects import Direction
 from enforcer.policy.resolve import Cluster
-from enforcer.policy.verdict import Decision, Packet, decide
+from enforcer.policy.verdict import Connection, Decision, decide
 from enforcer.ruleset.evaluate import Outcome, View, evaluate
 
 NODE = "node"
@@ -87,7 +87,7 @@ def explain(cluster: Cluster, question: Question, evidence: Evidence) -> list[Fl
     ends = [_addresses(cluster, end, evidence) for end in (question.source, question.destination)]
     pairs = [tuple(_of_family(addresses, family) for addresses in ends) for family in Family]
     flows = [
-        _flow(cluster, question, Packet(source, destination, PROTOCOLS[question.protocol], question.port), evidence)
+        _flow(cluster, question, Connection(source, destination, PROTOCOLS[question.protocol], question.port), evidence)
         for source, destination in pairs
         if source is not None and destination is not None
     ]
@@ -116,18 +116,18 @@ def _of_family(addresses: tuple[Address, ...], family: Family) -> Address | None
     return next((address for address in addresses if family_of(address) is family), None)
 
 
-def _flow(cluster: Cluster, question: Question, packet: Packet, evidence: Evidence) -> Flow:
-    if packet.source in evidence.node:
+def _flow(cluster: Cluster, question: Question, connection: Connection, evidence: Evidence) -> Flow:
+    if connection.client in evidence.node:
         reason = "what a node sends to its own pods is not filtered"
         answers = [Answer(direction=Direction.INGRESS.value, allowed=True, pod=question.destination, reason=reason)]
-    elif packet.destination in evidence.node:
-        answers = [_answer(cluster, question, packet, evidence, direction=Direction.EGRESS)]
+    elif connection.server in evidence.node:
+        answers = [_answer(cluster, question, connection, evidence, direction=Direction.EGRESS)]
     else:
         directions = (Direction.EGRESS, Direction.INGRESS)
-        answers = [_answer(cluster, question, packet, evidence, direction=direction) for direction in directions]
+        answers = [_answer(cluster, question, connection, evidence, direction=direction) for direction in directions]
     return Flow(
-        source=format_address(packet.source),
-        destination=format_address(packet.destination),
+        source=format_address(connection.client),
+        destination=format_address(connection.server),
         protocol=question.protocol,
         port=question.port,
         allowed=all(answer.allowed for answer in answers),
@@ -136,14 +136,14 @@ def _flow(cluster: Cluster, question: Question, packet: Packet, evidence: Eviden
 
 
 def _answer(
-    cluster: Cluster, question: Question, packet: Packet, evidence: Evidence, *, direction: Direction
+    cluster: Cluster, question: Question, connection: Connection, evidence: Evidence, *, direction: Direction
 ) -> Answer:
-    to_node = packet.destination in evidence.node
-    decision = decide(cluster, packet, direction)
+    to_node = connection.server in evidence.node
+    decision = decide(cluster, connection, direction)
     allowed = decision.allowed or (to_node and evidence.node_open)
     reason = "the agent lets pods reach their own node (podToOwnNode)" if allowed and not decision.allowed else ""
     here = any(cluster.endpoints[key].local for key in decision.endpoints)
-    own = packet.source if direction is Direction.EGRESS else packet.destination
+    own = connection.client if direction is Direction.EGRESS else connection.server
     unknown = not here and any(own in network for network in evidence.closed)
     if unknown:
         allowed = to_node and evidence.node_open
@@ -152,7 +152,7 @@ def _answer(
     if evidence.view is not None and (here or unknown):
         # Another node's pod is judged there; this kernel has no rules for it.
         chain = "to-pod" if direction is Direction.INGRESS else "to-node" if to_node else "from-pod"
-        outcome = evaluate(evidence.view, chain, _fields(packet, question.protocol))
+        outcome = evaluate(evidence.view, chain, connection_fields(connection, question.protocol))
     counter = _counter(outcome)
     return Answer(
         direction=direction.value,
@@ -197,20 +197,26 @@ def _advice(decision: Decision, question: Question) -> str:
     )
 
 
-def _fields(packet: Packet, protocol: str) -> dict[str, str]:
-    v4 = family_of(packet.source) is Family.V4
+def connection_fields(connection: Connection, protocol: str) -> dict[str, str]:
+    """The first packet of a new connection, by the names of nft's fields."""
+    v4 = family_of(connection.client) is Family.V4
     ip = "ip" if v4 else "ip6"
+    client, server = format_address(connection.client), format_address(connection.server)
     fields = {
-        f"{ip} saddr": format_address(packet.source),
-        f"{ip} daddr": format_address(packet.destination),
+        f"{ip} saddr": client,
+        f"{ip} daddr": server,
+        f"ct original {ip} saddr": client,
+        f"ct reply {ip} saddr": server,
         "meta nfproto": "ipv4" if v4 else "ipv6",
         "meta l4proto": protocol,
+        "ct protocol": protocol,
         # By a link that is not known here, but not from the node itself.
         "iifname": "",
         "ct state": "new",
+        "ct mark": "0x00000000",
     }
-    if packet.port is not None:
-        fields |= {f"{protocol} dport": str(packet.port), "th dport": str(packet.port)}
+    if connection.port is not None:
+        fields |= {f"{protocol} dport": str(connection.port), "ct reply proto-src": str(connection.port)}
     return fields
 
 

@@ -17,6 +17,9 @@ from enforcer.sources.claims import Claims
 from enforcer.sources.files import SUFFIXES, load
 from enforcer.translate.translator import Translator
 
+# As an agent shows it a moment after it has started.
+_SHOWN_EPOCH = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Manifests:
@@ -47,7 +50,8 @@ def read(paths: Sequence[Path], *, node: str | None = None) -> Manifests:
         claims.replace(str(root / path), old=(), new=file.objects)
         rejections += file.rejections()
     ruleset = Ruleset()
-    index = PolicyIndex(Translator(ruleset))
+    translator = Translator(ruleset, epoch=_SHOWN_EPOCH)
+    index = PolicyIndex(translator)
     endpoints = Endpoints(node or "", index.set_endpoint)
     policies = 0
     for change in claims.take():
@@ -59,6 +63,8 @@ def read(paths: Sequence[Path], *, node: str | None = None) -> Manifests:
                 index.set_policy(change.key, policy)
             case Namespace() as namespace:
                 index.set_namespace(change.key, namespace.labels)
+    index.dispatch()
+    translator.complete()
     return Manifests(index.cluster, ruleset, policies, (*rejections, *claims.duplicates()))
 
 

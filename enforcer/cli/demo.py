@@ -103,11 +103,18 @@ def _show(folder: Path, executable: Path) -> bool:
         out.print(f"the first packet passed {milliseconds:.1f} ms after the file was renamed into place")
 
         out.print("\n[bold]What does it[/], from `nft list table inet drawbridge`")
-        for chain in ("policy/shop/db/ingress", lab.nft("get", "element", "inet", "drawbridge", "ingress-v4",
-                      f"{{ {lab.pods['shop/db'].addresses[0]} }}").rpartition("goto ")[2].split()[0]):  # fmt: skip
+        for chain in _chains_of(lab, lab.pods["shop/db"].addresses[0]):
             listing = lab.nft("list", "chain", "inet", "drawbridge", chain).splitlines()
             out.print("\n".join(listing[1:-1]), markup=False, soft_wrap=True)
     return right
+
+
+def _chains_of(lab: Lab, address: str) -> list[str]:
+    """The chain that decides for an isolated pod, and those of its policies."""
+    element = lab.nft("get", "element", "inet", "drawbridge", "ingress-v4", f"{{ {address} }}")
+    group = element.rpartition("jump ")[2].split()[0]
+    rules = lab.nft("list", "chain", "inet", "drawbridge", group).split("jump ")[1:]
+    return [group, *(rule.split()[0] for rule in rules)]
 
 
 def _pairs() -> list[tuple[str, str]]:

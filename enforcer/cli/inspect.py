@@ -39,6 +39,12 @@ def _print_status(answer: dict[str, Any]) -> None:
     if answer["failure"]:
         out.print("[red]the kernel refuses[/]:", end=" ")
         out.print(answer["failure"], markup=False)
+    if stamps_failure := answer["stamps"]["failure"]:
+        out.print("[red]every packet is judged[/]:", end=" ")
+        out.print(f"stamps of old epochs could not be cleared from connections: {stamps_failure}", markup=False)
+    for missing in answer["kernel"]["missing"]:
+        out.print("[red]missing in the kernel[/]:", end=" ")
+        out.print(missing, markup=False)
     for setting in answer["settings"]:
         out.print("[red]a setting of the node is wrong[/]:", end=" ")
         out.print(setting, markup=False)
@@ -83,19 +89,22 @@ def pods(run_dir: Path, output: str) -> None:
 @common.run_dir
 @common.output
 def policies(run_dir: Path, output: str) -> None:
-    """List policies with the packets that each allowed. What was denied is counted, too."""
+    """List policies, with what each of them allowed and denied.
+
+    A connection that goes on is counted once more each time that policy changes.
+    """
     answer = common.asked(run_dir, "policies")
     common.show(answer, output, lambda: _print_policies(answer))
 
 
 def _print_policies(answer: dict[str, Any]) -> None:
-    columns = ["POLICY", "PODS HERE", "PACKETS ALLOWED", "REJECTED"]
+    columns = ["POLICY", "PODS HERE", "NEW FLOWS ALLOWED", "PACKETS DENIED", "REJECTED"]
     rows = [
-        [row["policy"], str(row["pods"]), _counted(row["packets"]), row["rejected"] or "-"]
+        [row["policy"], str(row["pods"]), _counted(row["packets"]), _counted(row["denied"]), row["rejected"] or "-"]
         for row in answer["policies"]
     ]
     common.print_table(columns, rows)
-    click.echo(f"packets denied: {_counted(answer['denied'])}")
+    click.echo(f"packets denied by no policy: {_counted(answer['denied'])}")
 
 
 def _counted(packets: dict[str, int]) -> str:
@@ -156,7 +165,7 @@ def _print_flow(flow: Flow) -> None:
         out.print(f"{answer.pod + ': ' if answer.pod else ''}{answer.reason}", markup=False)
         if answer.kernel is not None:
             agreement = "agrees" if answer.agrees else "DISAGREES: run `drawbridge status`"
-            packets = "" if answer.packets is None else f" ({answer.packets} packets so far)"
+            packets = "" if answer.packets is None else f" ({answer.packets} counted so far)"
             out.print(f"          kernel {agreement}: {answer.kernel}{packets}", markup=False)
         if answer.advice:
             out.print(f"          to allow it: {answer.advice}", markup=False)

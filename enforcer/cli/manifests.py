@@ -9,7 +9,7 @@ import click
 
 from enforcer import offline
 from enforcer.cli import common
-from enforcer.ruleset.text import listing
+from enforcer.ruleset.listing import listing
 
 _files = click.argument("files", type=click.Path(path_type=Path, exists=True), nargs=-1, required=True)
 

@@ -37,9 +37,10 @@ class Metrics:
         self._repairs = Counter(
             "drawbridge_repairs", "Times that another process had changed our tables.", registry=self.registry
         )
-
-        self._revoked = Counter(
-            "drawbridge_flows_revoked", "Established flows cut because policy tightened.", registry=self.registry
+        self._cleared = Counter(
+            "drawbridge_stamps_cleared",
+            "Connections that were cleared of the stamp of an old epoch.",
+            registry=self.registry,
         )
 
     def committed(self, *, whole: bool, seconds: float, elements: int) -> None:
@@ -55,9 +56,9 @@ class Metrics:
         """Another process had changed our tables."""
         self._repairs.inc()
 
-    def revoked(self, flows: int) -> None:
-        """Established flows are dropped from now on."""
-        self._revoked.inc(flows)
+    def cleared(self, connections: int) -> None:
+        """Connections were cleared of the stamp of an old epoch."""
+        self._cleared.inc(connections)
 
 
 class KernelCollector(Collector):
@@ -87,6 +88,7 @@ class KernelCollector(Collector):
             ("policies", state.policies, "NetworkPolicies."),
             ("rejected", len(state.rejections), "Objects that are not enforced as written."),
             ("attachments", state.attachments, "Interfaces that a CNI ADD made."),
+            ("epoch", state.stamps.epoch or 0, "Epoch of the connection mark; 0: none, every packet is judged."),
         ):
             yield GaugeMetricFamily(f"drawbridge_{name}", text, value=value)
         age = GaugeMetricFamily(
