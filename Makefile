@@ -13,7 +13,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE := localhost/drawbridge:$(VERSION)
 IMAGE_ARCHIVE := build/image/drawbridge.tar
 
-RUN_PACKAGES := python3-venv python3-nftables nftables iproute2 gcc libc6-dev
+RUN_PACKAGES := python3-venv python3-nftables nftables netbase iproute2 gcc libc6-dev
 TEST_PACKAGES := containernetworking-plugins containerd runc busybox-static etcd-server openssl
 E2E_PACKAGES := bash-static curl iptables netcat-openbsd procps
 BENCH_PACKAGES := iperf3
@@ -22,6 +22,9 @@ IMAGE_PACKAGES := buildah mmdebstrap
 # Under sudo the home is another; what is built once is built for both.
 export DRAWBRIDGE_TEST_CACHE := $(or $(DRAWBRIDGE_TEST_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/drawbridge-tests)
 PYTEST = $(SUDO) env DRAWBRIDGE_TEST_CACHE=$(DRAWBRIDGE_TEST_CACHE) $(BIN)/python -m pytest
+
+# A flood needs both processors for itself.
+FLOODS := tests/kernel/test_transactions.py
 
 CFLAGS := -std=c17 -O2 -static -D_GNU_SOURCE -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wformat=2 -Werror \
 	-D_FORTIFY_SOURCE=2 -fstack-protector-strong
@@ -83,7 +86,8 @@ demo: setup ## A shop in namespaces of its own: pods, policies, packets, and why
 .PHONY: test
 test: setup test-packages ## Every test but those on clusters; root, in network namespaces of its own
 	@$(BIN)/python -m tests.tools.build kube-apiserver kubectl helm
-	@$(PYTEST)
+	@$(PYTEST) --numprocesses=2 --dist=loadfile --ignore=$(FLOODS)
+	@$(PYTEST) $(FLOODS)
 
 .PHONY: e2e
 e2e: setup e2e-packages image ## Tests on real clusters of several machines on this one; root, builds Kubernetes once
@@ -103,6 +107,10 @@ lint: setup ## ruff, mypy strict, import contracts; and that every test can be i
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@said=$$($(BIN)/python -m pytest --collect-only --quiet --quiet tests tests/cluster) || { echo "$$said"; exit 1; }
+
+.PHONY: campaign
+campaign: setup ## Each kind of change 30,000 times under a flood: what slipped through, what was lost; root, for hours
+	@$(SUDO) $(BIN)/python -m tests.kernel --swaps 30000
 
 .PHONY: bench
 bench: setup test-packages bench-packages ## Figures of docs/performance.md, as ratios in one run
