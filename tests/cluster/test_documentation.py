@@ -50,10 +50,10 @@ _VARIES = [
     (r"\bdbr[0-9a-f]{11}\b", "PORT"),
     (r"\b10\.244\.(\d)\.[1-9]\d*\b", r"10.244.\1.N"),
     (r"\bfd00:10:244:(1?):?:[0-9a-f]+\b", r"fd00:\1:N"),
-    (r"\b\d+ (packets so far|milliseconds|s ago|s(?=:))", r"N \1"),
+    (r"\b\d+ (counted so far|milliseconds|s ago|s(?=:))", r"N \1"),
     (r"\b(?:\d+[dhms])+\b", "AGE"),
     (r"(?<=  )\d+( \(AGE ago\))?(?=  +AGE$)", "RESTARTS"),
-    (r"\b(ingress|egress|revoked|unknown-source|forged|tunnel) \d+", r"\1 N"),
+    (r"\b(ingress|egress|no-flow|unknown-source|forged|tunnel) \d+", r"\1 N"),
     (r"(nf_conntrack_\w+) = \d+", r"\1 = N"),
     (r"[ \t]+", " "),
 ]

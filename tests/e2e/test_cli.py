@@ -62,7 +62,8 @@ def test_what_the_agent_knows_is_shown_for_people_and_for_scripts(lab: Lab, sour
         assert word in drawbridge(lab, "pods")
     assert {row["pod"] for row in json.loads(drawbridge(lab, "pods", "-o", "json"))} == {"x/db", "x/web"}
     assert "x/db" in drawbridge(lab, "policies")
-    assert json.loads(drawbridge(lab, "policies", "-o", "json"))["denied"]["ingress"] > 0
+    (row,) = json.loads(drawbridge(lab, "policies", "-o", "json"))["policies"]
+    assert row["denied"]["ingress"] > 0
 
 
 @pytest.mark.parametrize(
@@ -133,5 +134,6 @@ def test_a_reason_with_brackets_is_printed_as_it_is(capsys: pytest.CaptureFixtur
     said = "Error: syntax error [/x] [red]y"
     of = {"node": "n", "source": "s", "table": "t", "policies": 0, "pods": {"local": 0, "cluster": 0}}
     lists = {"settings": [said], "heard": [], "amiss": [said], "rejected": []}
-    inspect._print_status({**of, **lists, "synced": False, "failure": said, "unready": said})
-    assert capsys.readouterr().out.count(said) == 4
+    inspect._print_status({**of, **lists, "synced": False, "failure": said, "unready": said,
+                            "stamps": {"failure": said}, "kernel": {"missing": [said]}})  # fmt: skip
+    assert capsys.readouterr().out.count(said) == 6

@@ -148,7 +148,7 @@ def test_elements_of_any_length_go_into_the_kernel_in_one_change(lab: Lab, sourc
     assert lab.status()["synced"]
     put(source / "many.json", pods("b"))
     assert lab.status()["synced"]
-    assert lab.nft("list", "map", "inet", "drawbridge", "ingress-v4").count("goto") == 400
+    assert lab.nft("list", "map", "inet", "drawbridge", "ingress-v4").count("jump") == 400
 
 
 def test_a_hardware_address_that_is_anothers_is_refused(lab: Lab, pair) -> None:

@@ -24,7 +24,7 @@ from enforcer.model.objects import ContainerPort, Direction, IPBlock, NetworkPol
 from enforcer.model.selectors import LabelSelector, Operator
 from enforcer.policy.endpoints import Endpoint
 from enforcer.policy.resolve import Cluster
-from enforcer.policy.verdict import Packet, verdict
+from enforcer.policy.verdict import Connection, verdict
 from tests.policy import strategies
 
 pytestmark = pytest.mark.netns
@@ -151,10 +151,11 @@ def send(family: int, protocol: int, to: tuple[str, int], cookie: bytes) -> None
         case 132:
             # A common header and an INIT chunk (RFC 9260) with the cookie in its parameters.
             number = int(cookie[-10:])
-            body = struct.pack("!HHII", 1024 + number % 60000, port, 0, 0)
-            body += (
-                struct.pack("!BBHIIHHI", 1, 0, 40, number, 1500, 1, 1, number) + struct.pack("!HH", 0x8001, 20) + cookie
-            )
+            head = struct.pack("!HHI", 1024 + number % 60000, port, 0)
+            chunk = struct.pack("!BBHIIHHI", 1, 0, 40, number, 1500, 1, 1, number)
+            chunk += struct.pack("!HH", 0x8001, 20) + cookie
+            # With a wrong checksum it would be INVALID to conntrack, and no connection.
+            body = head + struct.pack("<I", crc32c(head + bytes(4) + chunk)) + chunk
             with socket.socket(family, socket.SOCK_RAW, SCTP) as sender:
                 sender.sendto(body, (address, 0))
         case _:
@@ -165,10 +166,65 @@ def send(family: int, protocol: int, to: tuple[str, int], cookie: bytes) -> None
                 sender.sendto(body, (address, 0))
 
 
+def crc32c(data: bytes) -> int:
+    """The checksum of SCTP (RFC 9260, appendix A)."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
 def checksum(data: bytes) -> int:
     total = sum(struct.unpack(f"!{len(data) // 2}H", data[: len(data) // 2 * 2]))
     total = (total & 0xFFFF) + (total >> 16)
     return ~(total + (total >> 16)) & 0xFFFF
+
+
+@dataclass
+class Flows:
+    """UDP flows of every pair and port that go on while policies change: sockets of both ends by the client's probe."""
+
+    ends: dict[Probe, tuple[socket.socket, socket.socket]]
+
+    @classmethod
+    def open(cls, lab: Lab, receivers: Receivers, stack: ExitStack) -> Flows:
+        servers = {(key.data[0], key.data[2]): key.fileobj for key in receivers.waiting.get_map().values()
+                   if key.data[1] == UDP}  # fmt: skip
+        ends = {}
+        for source in lab.pods.values():
+            for destination in lab.pods.values():
+                for index, address in enumerate(destination.addresses if source is not destination else ()):
+                    for port in LISTENED:
+                        with lab.inside(source.descriptor):
+                            client = socket.socket((socket.AF_INET, socket.AF_INET6)[index], socket.SOCK_DGRAM)
+                        stack.callback(client.close)
+                        client.setblocking(False)
+                        client.connect((address, port))
+                        receivers.waiting.register(client, selectors.EVENT_READ, (source.key, None, None))
+                        ends[source.addresses[index], address, UDP, port] = client, servers[destination.key, port]
+        return cls(ends)
+
+    def passing(self, receivers: Receivers) -> dict[str, set[Probe]]:
+        """The flows of which a datagram of the client, and of the server, arrives."""
+        sent: dict[bytes, tuple[str, Probe]] = {}
+        for probe, (client, server) in self.ends.items():
+            for side in ("client", "server"):
+                cookie = f"probe-{next(_cookies):010}".encode()
+                sent[cookie] = side, probe
+                if side == "client":
+                    client.send(cookie)
+                else:
+                    address, port = client.getsockname()[:2]
+                    server.sendto(cookie, (address if ":" in address else f"::ffff:{address}", port))
+        passed: dict[str, set[Probe]] = {"client": set(), "server": set()}
+        for data in receivers.drain():
+            found = re.search(rb"probe-\d{10}", data)
+            if found is not None and found[0] in sent:
+                side, probe = sent[found[0]]
+                passed[side].add(probe)
+        return passed
 
 
 def connections(lab: Lab) -> set[Probe]:
@@ -231,6 +287,9 @@ def test_the_kernel_decides_as_the_api_reads(lab: Lab, source: Path) -> None:
         flows = [(TCP, 80), (TCP, 81), (UDP, 80), (UDP, 81), (SCTP, 80), (SCTP, 81), (ICMP, None)]
         everything = len(PODS) * (len(PODS) - 1) * 2 * len(flows)
         assert any(len(connections(lab) | datagrams(lab, receivers)) == everything for _ in range(10))
+        going = Flows.open(lab, receivers, stack)
+        everywhere = set(going.ends)
+        assert any(going.passing(receivers) == {"client": everywhere, "server": everywhere} for _ in range(10))
         addresses = [[endpoint.addresses[family] for endpoint in endpoints.values()] for family in (0, 1)]
 
         @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -249,8 +308,11 @@ def test_the_kernel_decides_as_the_api_reads(lab: Lab, source: Path) -> None:
                 for destination in of_family
                 for protocol, port in flows
                 if source != destination
-                and all(d.allowed for d in verdict(cluster, Packet(source, destination, protocol, port)))
+                and all(d.allowed for d in verdict(cluster, Connection(source, destination, protocol, port)))
             }
             assert connections(lab) | datagrams(lab, receivers) == expected
+            # What was begun before this policy, and maybe judged by others in between, is judged by this one.
+            still = everywhere & expected
+            assert going.passing(receivers) == {"client": still, "server": still}
 
         decides()

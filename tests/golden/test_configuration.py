@@ -31,7 +31,7 @@ def test_the_configuration_of_the_daemonset_is_taken() -> None:
 def test_every_mistake_of_a_file_is_named_at_once(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(
-        "networking: none\nmasquerade: 7\nrevokedConnectionMark: 3\nnotMasqueraded: [x, 10.0.0.0/8, z]\n"
+        "networking: none\nmasquerade: 7\nconnectionMarkMask: 3\nnotMasqueraded: [x, 10.0.0.0/8, z]\n"
         "metricsAddress: 127.0.0.1:65536\n"
     )
     with pytest.raises(ConfigError) as caught:
@@ -41,7 +41,7 @@ def test_every_mistake_of_a_file_is_named_at_once(tmp_path: Path) -> None:
     assert [mistake.strip().split(":")[0] for mistake in mistakes] == [
         "`networking`",
         "`masquerade`",
-        "`revokedConnectionMark`",
+        "`connectionMarkMask`",
         "`metricsAddress`",
         "`notMasqueraded`",
         "`notMasqueraded`",

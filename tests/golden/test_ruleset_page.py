@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import yaml
 from click.testing import CliRunner
 
 from enforcer.cli import cli
@@ -31,3 +32,18 @@ def test_check_fails_and_names_the_field_of_a_bad_policy(tmp_path: Path) -> None
     done = CliRunner().invoke(cli, ["check", str(tmp_path)])
     assert done.exit_code == 1
     assert "spec.ingress[0].from[1].ipBlock.except[0]" in done.output
+
+
+def test_the_rules_of_the_readme_are_those_of_the_demo(tmp_path: Path) -> None:
+    demo = ROOT / "enforcer" / "demo" / "manifests"
+    pods = list(yaml.safe_load_all((demo / "pods.yaml").read_text()))
+    for number, pod in enumerate((entry for entry in pods if entry["kind"] == "Pod"), 2):
+        pod["status"] = {"podIPs": [{"ip": f"10.84.0.{number}"}]}
+    (tmp_path / "pods.yaml").write_text(yaml.safe_dump_all(pods))
+    arguments = ["render", str(tmp_path / "pods.yaml"), str(demo / "policies.yaml")]
+    rendered = {line.strip(" \t,}") for line in CliRunner().invoke(cli, arguments).stdout.splitlines()}
+    block = (ROOT / "README.md").read_text().partition("```\nchain to-pod {")[2].partition("```")[0]
+    shown = [line.partition(" # ")[0].strip(" \t,}") for line in block.splitlines()]
+    assert len(shown) > 10
+    for line in shown:
+        assert line in rendered or line == "…", line

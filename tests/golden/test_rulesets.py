@@ -17,9 +17,9 @@ from enforcer.model.addresses import Network, parse_address
 from enforcer.model.nodes import settle
 from enforcer.model.objects import Node
 from enforcer.model.tunnel import Vxlan
+from enforcer.ruleset.listing import listing
 from enforcer.ruleset.ruleset import Ruleset
-from enforcer.ruleset.text import listing
-from enforcer.translate.rules import BaseSettings
+from enforcer.translate.base import BaseSettings
 from enforcer.translate.translator import Translator
 
 FOLDER = Path(__file__).parent / "rulesets"

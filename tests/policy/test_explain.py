@@ -11,7 +11,7 @@ from enforcer.policy.endpoints import Endpoint
 from enforcer.policy.index import PolicyIndex
 from enforcer.ruleset.evaluate import RulesetView
 from enforcer.ruleset.ruleset import Ruleset
-from enforcer.translate.rules import BaseSettings
+from enforcer.translate.base import BaseSettings
 from enforcer.translate.translator import Translator
 
 GATEWAY = parse_address("10.0.0.1")
@@ -19,10 +19,13 @@ GATEWAY = parse_address("10.0.0.1")
 
 def model(*, deny: Direction, pod_to_own_node: bool = False) -> tuple[PolicyIndex, RulesetView]:
     ruleset = Ruleset()
-    index = PolicyIndex(Translator(ruleset, BaseSettings(pod_to_own_node=pod_to_own_node)))
+    translator = Translator(ruleset, BaseSettings(pod_to_own_node=pod_to_own_node))
+    index = PolicyIndex(translator)
     for name, address, local in (("here", "10.0.0.2", True), ("there", "10.1.0.2", False)):
         index.set_endpoint(f"x/{name}", Endpoint(f"x/{name}", "x", (parse_address(address),), local=local))
     index.set_policy("x/deny", NetworkPolicy("x", "deny", rules={deny: ()}))
+    index.dispatch()
+    translator.complete()
     return index, RulesetView(ruleset)
 
 

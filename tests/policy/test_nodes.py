@@ -11,7 +11,7 @@ from enforcer.model.nodes import settle
 from enforcer.model.objects import Node
 from enforcer.model.tunnel import Vxlan
 from enforcer.ruleset.ruleset import Ruleset
-from enforcer.translate.rules import BaseSettings
+from enforcer.translate.base import BaseSettings
 from enforcer.translate.translator import Translator
 
 SETTINGS = BaseSettings(masquerade=True, tunnel=Vxlan(84, 4789))
@@ -35,7 +35,7 @@ def rendered(*states: list[Node]) -> dict[str, object]:
     translator = Translator(ruleset, SETTINGS)
     for nodes in states:
         translator.nodes_changed(settle({node.name: node for node in nodes}, own="a"))
-    return {of.name: ruleset.elements(of) for of in ruleset.sets}
+    return {of.name: ruleset.elements(of) for of in ruleset.sets.values()}
 
 
 @given(st.lists(_nodes, min_size=1, max_size=5))

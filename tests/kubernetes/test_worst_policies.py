@@ -1,0 +1,86 @@
+"""The largest policies that the API server takes: bounded in the kernel and in the agent, and nobody else waits."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.kubernetes.processes import wait_until
+from tests.kubernetes.test_agent import PORT, ApiLab, lab, reached  # noqa: F401 - a fixture
+from tests.kubernetes.test_api_source import apply, pod, policy
+
+pytestmark = pytest.mark.netns
+
+
+def selectors(count: int) -> list[dict[str, Any]]:
+    return [{"podSelector": {"matchLabels": {f"k{n}": "v"}}} for n in range(count)]
+
+
+def blocks(count: int, excepts: int) -> list[dict[str, Any]]:
+    heads = [f"{n // 200 + 20}.{n % 200}" for n in range(count)]
+    return [
+        {"ipBlock": {"cidr": f"{head}.0.0/16", "except": [f"{head}.{e}.0/25" for e in range(excepts)]}}
+        for head in heads
+    ]
+
+
+def ports(count: int, *, named: bool = False) -> list[dict[str, Any]]:
+    return [{"port": f"p{n}" if named else 1000 + 2 * n} for n in range(count)]
+
+
+def large(name: str, peers: list[dict[str, Any]], numbers: list[dict[str, Any]]) -> dict[str, Any]:
+    """A policy of the namespace ``other``, which selects its one pod, and nobody else's."""
+    written = policy(name, "other")
+    written["spec"] = {"podSelector": {}, "ingress": [{"from": peers, "ports": numbers}]}
+    return written
+
+
+# Objects up to the 1.5 MiB that etcd takes, and what is to become of them.
+WORST = {
+    "120 selectors by 120 named ports": (large("worst", selectors(120), ports(120, named=True)), None),
+    "100 selectors by 1,000 ports": (large("worst", selectors(100), ports(1000)), None),
+    "700 blocks with excepts": (large("worst", blocks(700, 10), ports(2)), None),
+    "1,200 selectors by 1,200 ports": (large("worst", selectors(1200), ports(1200)), "2411 rules"),
+    "20,000 ports": (large("worst", selectors(1), ports(20_000)), "20000 elements"),
+    "10,000 selectors": (large("worst", selectors(10_000), ports(1)), "20011 rules"),
+}
+
+
+def resident_peak(lab: ApiLab) -> int:  # noqa: F811
+    """The most memory that the agent has had, in MiB."""
+    with open(f"/proc/{lab.pid}/status") as status:  # noqa: PTH123 - the kernel's
+        return next(int(line.split()[1]) >> 10 for line in status if line.startswith("VmHWM"))
+
+
+def test_each_is_bounded_or_rejected_by_its_figure_and_other_namespaces_go_on(lab: ApiLab) -> None:  # noqa: F811
+    here = {"nodeName": lab.name}
+    lab.plane.kubectl("create", "namespace", "other")
+    apply(lab.plane, pod("victim", "other", **here), pod("db", "default", **here), pod("web", "default", **here))
+    for key in ("other/victim", "default/db", "default/web"):
+        lab.add_pod(key)
+    lab.listen(lab.pods["default/db"], PORT)
+    denied, allowed = policy("db", "default"), policy("db", "default")
+    allowed["spec"] = allowed["spec"] | {"ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "web"}}}]}]}
+    for number, (name, (worst, rejected)) in enumerate(WORST.items()):
+        # Without the annotation of a client-side apply, which would not take an object of this size.
+        lab.plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(worst))
+        # What others do takes effect meanwhile.
+        apply(lab.plane, allowed if number % 2 else denied)
+        reached(lab, bool(number % 2))
+        apply(lab.plane, pod(f"new-{number}", "default", **here))
+        lab.add_pod(f"default/new-{number}")
+
+        def is_there(rejected=rejected) -> bool:
+            reasons = [entry["reason"] for entry in lab.status()["rejected"] if entry["name"] == "worst"]
+            return any(rejected in reason for reason in reasons) if rejected else not reasons
+
+        wait_until(is_there, name, seconds=30)
+        listed = lab.nft("list", "table", "inet", "drawbridge")
+        assert listed.count("goto allow-") < 1000, name
+        assert len(listed) < 2 << 20, name
+        closed = [line for line in listed.splitlines() if 'comment "other/victim" : jump' in line]
+        assert closed, name
+        assert ("jump closed/" in closed[0]) is (rejected is not None), name
+    assert resident_peak(lab) < 200

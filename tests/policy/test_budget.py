@@ -1,0 +1,131 @@
+"""What policies may need of a node: told from the object, bounded by a limit each and one a namespace."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enforcer.model.addresses import Network, parse_address
+from enforcer.model.objects import Direction, IPBlock, NetworkPolicy, PodPeer, PolicyPort, PolicyRule
+from enforcer.model.selectors import LabelSelector, Operator, Requirement
+from enforcer.policy.budget import Budget, Cost, Limits, cost_of
+from enforcer.policy.endpoints import Endpoint
+from enforcer.translate.rules import policy_chains
+from tests.policy import strategies
+from tests.policy.model import Model
+
+ALL = Cost(10**9, 10**9, 10**9, 10**9)
+
+
+def large(name: str, peers: int, ports: int, *, named: bool = False, namespace: str = "x") -> NetworkPolicy:
+    """One entry of selectors and of ports that do not touch."""
+    selectors = (LabelSelector.of(Requirement(f"k{n}", Operator.IN, ("v",))) for n in range(peers))
+    numbers = (PolicyPort(port=f"p{n}" if named else 1000 + 2 * n) for n in range(ports))
+    rule = PolicyRule(tuple(PodPeer(None, selector) for selector in selectors), tuple(numbers))
+    return NetworkPolicy(namespace, name, rules={Direction.INGRESS: (rule,)})
+
+
+def written(policy: NetworkPolicy) -> Cost:
+    """What the rendered chains of a policy really hold."""
+    chains = [policy_chains(policy, direction, untracked=False) for direction in policy.rules]
+    # What a packet may meet: ICMP errors have chains of their own.
+    met = [chain for entry in chains for chain in entry.chains if "/related/" not in chain.name]
+    rules = sum(len(chain.rules) for chain in met)
+    sets = {of: elements for entry in chains for of, elements in entry.sets}
+    words = {word for entry in chains for chain in entry.chains for line in chain.rules for word in line.split()}
+    pods = {word for word in words if word.startswith(("@peer/", "@named/"))}
+    return Cost(rules, len(sets) + len(pods), sum(map(len, sets.values())))
+
+
+@settings(max_examples=200, deadline=None)
+@given(strategies.policies)
+def test_no_policy_is_written_with_more_than_it_is_said_to_cost_but_for_small_products(policy: NetworkPolicy) -> None:
+    cost, found = cost_of(policy), written(policy)
+    entries = sum(map(len, policy.rules.values()))
+    assert found.elements <= cost.elements
+    assert found.sets <= cost.sets
+    # An entry of four rules or fewer is written out: two peers by two ports are four rules, and not two and two.
+    assert found.rules <= cost.rules + entries + len(policy.rules)
+
+
+def test_rules_grow_with_the_size_of_a_policy_and_not_with_peers_times_ports() -> None:
+    for named in (False, True):
+        small, double = (written(large("a", n, n, named=named)).rules for n in (200, 400))
+        assert small <= 2 * 200 + 6
+        assert double <= 2 * small
+
+
+def test_many_blocks_are_one_set_whatever_their_number() -> None:
+    def blocks(count: int) -> NetworkPolicy:
+        found = (IPBlock(Network.parse(f"10.{n}.0.0/16"), (Network.parse(f"10.{n}.7.0/24"),)) for n in range(count))
+        return NetworkPolicy("x", "a", rules={Direction.INGRESS: (PolicyRule(tuple(found)),)})
+
+    few, many = written(blocks(4)), written(blocks(200))
+    assert (few.rules, few.sets) == (4, 4)
+    # The end of one and the beginning of the next touch.
+    assert (many.rules, many.sets, many.elements) == (1, 1, 201)
+
+
+def test_each_except_and_each_range_of_ports_is_an_element() -> None:
+    block = IPBlock(Network.parse("10.0.0.0/8"), tuple(Network.parse(f"10.{n}.0.0/24") for n in range(9)))
+    ports = large("b", 0, 7).rules[Direction.INGRESS][0].ports
+    policy = NetworkPolicy("x", "a", rules={Direction.EGRESS: (PolicyRule((block,), ports),)})
+    assert cost_of(policy).elements == 10 + 7
+    assert written(policy).elements <= 17
+
+
+def test_a_policy_above_its_limit_is_rejected_with_the_figure_and_others_are_not() -> None:
+    budget = Budget(Limits(policy=Cost(rules=100, sets=10**6, elements=100, bytes=10**6), namespace=ALL))
+    ((key, rejected),) = budget.put("x/big", large("big", 60, 1))
+    assert key == "x/big"
+    assert rejected.rejected.startswith("it needs 131 rules, and a policy may have 100")
+    ((_, accepted),) = budget.put("x/small", large("small", 40, 1))
+    assert accepted.rejected is None
+    ((_, accepted),) = budget.put("x/big", large("big", 40, 1))
+    assert accepted.rejected is None
+
+
+def test_a_namespace_above_its_limit_loses_what_is_last_by_name_and_other_namespaces_lose_nothing() -> None:
+    budget = Budget(Limits(policy=ALL, namespace=Cost(200, 10**6, 10**6, 10**6)))
+    assert [p.rejected for _, p in budget.put("x/b", large("b", 40, 1))] == [None]
+    assert [p.rejected for _, p in budget.put("x/c", large("c", 40, 1))] == [None]
+    # The first by name takes the place of the last.
+    changed = dict(budget.put("x/a", large("a", 40, 1)))
+    assert {key: policy.rejected is not None for key, policy in changed.items()} == {"x/a": False, "x/c": True}
+    assert "namespace x needs more than 200 rules" in changed["x/c"].rejected
+    assert [p.rejected for _, p in budget.put("y/z", large("z", 40, 1, namespace="y"))] == [None]
+    # As soon as there is room, it is accepted.
+    changed = dict(budget.put("x/b", None))
+    assert changed["x/b"] is None
+    assert changed["x/c"].rejected is None
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.none() | st.integers(1, 60)), max_size=12))
+def test_what_is_rejected_depends_on_what_is_there_alone(events) -> None:
+    limits = Limits(policy=Cost(100, 10**6, 10**6, 10**6), namespace=Cost(150, 10**6, 10**6, 10**6))
+    incremental, present, sizes = Budget(limits), {}, {}
+    for name, size in events:
+        policy = None if size is None else large(name, size, 1)
+        sizes[name] = policy
+        for key, judged in incremental.put(f"x/{name}", policy):
+            present[key] = judged
+    scratch, expected = Budget(limits), {}
+    for name, policy in sizes.items():
+        expected[f"x/{name}"] = None
+        for key, judged in scratch.put(f"x/{name}", policy):
+            expected[key] = judged
+    assert present == expected
+
+
+def test_many_policies_that_select_the_same_pods_make_one_chain_that_jumps_to_each_once() -> None:
+    for pods, count in ((10, 50), (40, 50), (40, 300)):
+        model = Model()
+        for number in range(pods):
+            address = parse_address(f"10.0.{number}.1")
+            model.put(("endpoint", f"x/p{number}", Endpoint(f"x/p{number}", "x", (address,), local=True)))
+        model.put(*(("policy", f"x/{n}", large(f"{n}", 3, 3)) for n in range(count)))
+        chains = [chain for chain in model.ruleset.chains.values() if chain.name.startswith("ingress/x/")]
+        assert [len(chain.rules) for chain in chains] == [count + 1]
+        # A policy's own rules, its entry's, and the same for ICMP errors.
+        assert sum(len(chain.rules) for chain in model.ruleset.chains.values() if "policy/" in chain.name) < 25 * count
