@@ -143,7 +143,7 @@ class Config(msgspec.Struct, rename="camel", frozen=True, kw_only=True, forbid_u
             lt=1 << 32,
             description="How many set elements all policies of a namespace may need together.",
         ),
-    ] = 50_000
+    ] = 20_000
     namespace_bytes: Annotated[
         int,
         Meta(

@@ -55,7 +55,7 @@ class Limits:
     """What a policy may cost, and all policies of a namespace together."""
 
     policy: Cost = Cost(rules=800, sets=800, elements=10_000, bytes=256 << 10)
-    namespace: Cost = Cost(rules=4_000, sets=2_000, elements=50_000, bytes=2 << 20)
+    namespace: Cost = Cost(rules=4_000, sets=2_000, elements=20_000, bytes=2 << 20)
 
 
 def cost_of(policy: NetworkPolicy) -> Cost:

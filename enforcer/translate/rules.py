@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from enforcer.model.addresses import Family, Interval, format_interval, merged, subtract
 from enforcer.model.objects import Direction, IPBlock, NetworkPolicy, Peer, PolicyPort, PolicyRule, Protocol
@@ -174,8 +175,7 @@ class _Writer:
                 if match is not None:
                     yield f"{list_place}[{index}]", _Match(match, family, match.startswith("meta nfproto"))
         for family, found in many.items():
-            intervals = merged(interval for block in found for interval in subtract(block.cidr, block.excepts))
-            if intervals:
+            if intervals := _intervals(found):
                 of = self._block_set(names.blocks_set(found, family), intervals)
                 yield list_place, _Match(f"{words.peer.format(ip=FIELDS[family])} @{of.name}", family)
 
@@ -233,6 +233,12 @@ class _Writer:
             for first, last in numbers
         )
         return of
+
+
+@lru_cache(maxsize=16)
+def _intervals(blocks: tuple[IPBlock, ...]) -> tuple[Interval, ...]:
+    """What ipBlocks allow together; asked for packets, ICMP errors and what is not tracked."""
+    return merged(interval for block in blocks for interval in subtract(block.cidr, block.excepts))
 
 
 def group_counter(group: Group) -> Counter:
