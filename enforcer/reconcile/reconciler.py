@@ -461,7 +461,8 @@ class Reconciler:
         try:
             committed.result(_COMMIT_SECONDS)
         except FutureTimeout:
-            reason = self._failure or "the source has not been read yet"
+            waits = "it is busy with other changes" if self._synced else "the source has not been read yet"
+            reason = self._failure or waits
             raise NotReadyError(f"{what}: the kernel did not take it up in {_COMMIT_SECONDS:.0f} s: {reason}") from None
 
     def _commit(self) -> None:
