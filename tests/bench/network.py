@@ -23,7 +23,7 @@ PATHS = {
 """``routing``, and the segment of the second node; the first's is 1."""
 
 
-def throughput() -> None:
+def main() -> None:
     """Print a line for each path: with rules, without, and their ratio; medians of rounds that take turns."""
     for name, (routing, segment) in PATHS.items():
         with tempfile.TemporaryDirectory() as folder, Site(Path(folder), {"routing": routing}) as site:
@@ -71,3 +71,7 @@ def rate(client: Pod, server: Pod) -> float:
     command = ["ip", "netns", "exec", client.namespace, "iperf3", "--client", server.addresses[0], "--time", "2"]
     done = subprocess.run([*command, "--json"], capture_output=True, check=True)
     return float(json.loads(done.stdout)["end"]["sum_received"]["bits_per_second"]) / 1e9
+
+
+if __name__ == "__main__":
+    main()
