@@ -63,12 +63,10 @@ def largest(shift: int) -> Iterator[tuple[str, list[dict]]]:
 def denied(pump: Path) -> None:
     """Processor time of a denied packet, beside a policy without rules."""
     each: dict[str, list[float]] = {}
-    server = pod("server", "x", "app-0")
-    server["spec"]["containers"][0]["ports"] = [{"name": "web", "containerPort": UDP_PORT, "protocol": "UDP"}]
     with Pair(pump) as pair:
         for _ in range(ROUNDS):
             for words, rules in (("a policy without rules", []), *largest(0)):
-                pair.put(server, selecting("large", "x", rules, app="app-0"))
+                pair.put(selecting("large", "x", rules, app="app-0"))
                 each.setdefault(words, []).append(pair.send(UDP_PORT).each)
     for words, found in each.items():
         cost = statistics.median(found)

@@ -72,8 +72,9 @@ class Pair:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        objects = namespace("x"), pod("server", "x", "app-0"), pod("client", "x", "app-1")
-        self.lab, self.folder = self._stack.enter_context(node(*objects))
+        server = pod("server", "x", "app-0")
+        server["spec"]["containers"][0]["ports"] = [{"name": "web", "containerPort": UDP_PORT, "protocol": "UDP"}]
+        self.lab, self.folder = self._stack.enter_context(node(namespace("x"), server, pod("client", "x", "app-1")))
         self.server, self.client = self.lab.add_pod("x/server"), self.lab.add_pod("x/client")
         # A connection is tracked on through rounds in which others are measured.
         for setting in ("udp_timeout", "udp_timeout_stream"):
