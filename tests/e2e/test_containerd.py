@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +19,9 @@ GET = r"printf 'GET /busybox HTTP/1.0\r\n\r\n' | /bin/busybox nc -w 2 {} 80 | /b
 
 
 @pytest.fixture
-def runtime(lab: Lab, tmp_path: Path) -> Iterator[Containerd]:
-    with containerd(lab, tmp_path / "containerd") as made:
+def runtime(lab: Lab) -> Iterator[Containerd]:
+    # The path of containerd's socket has room for 104 bytes: a test's own folder may be too deep.
+    with tempfile.TemporaryDirectory(prefix="containerd-") as folder, containerd(lab, Path(folder, "node")) as made:
         yield made
 
 
