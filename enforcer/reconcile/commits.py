@@ -8,7 +8,8 @@ A transaction that may take a permission away ends the epoch: it empties the set
 nothing passes by an earlier verdict. The next epoch begins only after a grace period, when no packet is under way that
 met the rules before. A packet does not keep the rules of its generation: once two transactions have been committed
 since it came, it meets rules of the second, and must not be given the second's stamp for what it was allowed before the
-first.
+first. For the same reason a transaction that gives what such a packet could combine with what an earlier one took is
+committed a grace period after that (see ``ruleset.reach``).
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from enforcer.kernel.grace import wait_for_packets
 from enforcer.kernel.nftables import NftError, Tables
 from enforcer.model.marks import Epochs
 from enforcer.policy.isolation import Group
 from enforcer.reconcile.denials import Denials
 from enforcer.ruleset.objects import Counter, Element, Table
 from enforcer.ruleset.plan import Purpose, Step, plan
+from enforcer.ruleset.reach import EVERYTHING, NOTHING
 from enforcer.ruleset.ruleset import Change, Elements, Ruleset, difference
 from enforcer.translate.base import EPOCH, epoch_elements, stamp_chain
 from enforcer.translate.translator import Translator
@@ -46,7 +49,15 @@ class Commits:
         ended: a number for the last transaction that ended an epoch.
     """
 
-    def __init__(self, tables: Tables, ruleset: Ruleset, translator: Translator, denials: Denials) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        ruleset: Ruleset,
+        translator: Translator,
+        denials: Denials,
+        *,
+        wait: Callable[[], None] = wait_for_packets,
+    ) -> None:
         self._tables = tables
         self._ruleset = ruleset
         self._translator = translator
@@ -54,6 +65,9 @@ class Commits:
         self._groups: dict[str, Group] = {}
         # What the kernel's set ``epoch`` holds.
         self._held: Mapping[bytes, Element] = {}
+        self._wait = wait
+        # What was taken since packets under way were last waited for; nothing is known of an earlier agent.
+        self._taken = EVERYTHING
         self.epochs = Epochs(translator.settings.mark)
         self.knowledge = 0
         self.ended = 0
@@ -95,6 +109,7 @@ class Commits:
             self._guarded(lambda: self._tables.rebuild(self._ruleset, present))
             self._denials.retire(counted)
             self._held = {}
+            self._taken = EVERYTHING
             self.ended += 1
             return Committed(("rebuild",), change.counts)
         # A table that somebody has put to rest works again, too.
@@ -108,7 +123,10 @@ class Commits:
         Raises:
             NftError: refused.
         """
-        if ended != self.ended or self._held or (epoch := self.epochs.advance()) is None:
+        if ended != self.ended:
+            return False
+        self._taken = NOTHING
+        if self._held or (epoch := self.epochs.advance()) is None:
             return False
         mark = self.epochs.mark
         elements = epoch_elements(mark, epoch)
@@ -133,6 +151,10 @@ class Commits:
     def _run(self, steps: Sequence[Step]) -> None:
         for step in steps:
             counted = self._counted(step.old_counters)
+            if self._taken.meets(step.gives):
+                self._wait()
+                self._taken = NOTHING
+            self._taken |= step.takes
             self._tables.commit(self._ending(step))
             self._denials.retire(counted)
             if step.ends_epoch:

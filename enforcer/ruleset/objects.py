@@ -100,6 +100,8 @@ class Use(Enum):
     """It allows: a peer, a port, a pod's own address."""
     DISPATCH = "dispatch"
     """It sends an isolated pod to the chain that decides, or closes."""
+    LOCAL = "local"
+    """It says that an address is a pod's of this node."""
     EPOCH = "epoch"
     """It has the stamp of the present epoch; it follows the epoch, not the policy."""
     OTHER = "other"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from enforcer.ruleset.objects import CONTENT_DIGITS, Chain, Counter, Element, Set, Use, digest
+from enforcer.ruleset.reach import EVERYTHING, NOTHING, Locality, Reach
 from enforcer.ruleset.ruleset import Change, Elements, Id, Ruleset
 
 _TARGET = re.compile(r"\b(?P<verb>jump|goto) (?P<target>\S+)")
@@ -47,12 +48,16 @@ class Step:
 
     Attributes:
         ends_epoch: it may take a permission away, so from its commit on no packet may pass by an earlier verdict.
+        takes, gives: what packets that are under way must not combine: if an earlier transaction took what ``gives``
+            meets, every packet that was under way then has to be through before this one is committed.
         new_chains: they are added; ``refilled``: they are there, and their rules are replaced.
         elements: of one key in both, the removal comes first.
     """
 
     purpose: Purpose
     ends_epoch: bool = False
+    takes: Reach = NOTHING
+    gives: Reach = NOTHING
     new_counters: tuple[Counter, ...] = ()
     new_sets: tuple[Set, ...] = ()
     new_chains: tuple[Chain, ...] = ()
@@ -63,7 +68,11 @@ class Step:
     old_counters: tuple[Counter, ...] = ()
 
     def __bool__(self) -> bool:
-        return any(getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "purpose")
+        return any(getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in _ABOUT)
+
+
+_ABOUT = {"purpose", "takes", "gives"}
+"""What a step says of itself, and does not do."""
 
 
 class Kind(Enum):
@@ -94,7 +103,8 @@ def plan(change: Change, ruleset: Ruleset, *, repair: bool = False, upgrade: boo
         raise ValueError(f"chain {changed[0].name} is in use, and another content asks for another name")
     added = [d.after for d in change.chains if d.before is None and d.after is not None]
     attached = [chain for chain in added if chain.hook] + [chain for chain in changed if chain.hook and upgrade]
-    switches, interim = _switches(elements.switch, change, ruleset)
+    locality = Locality(change, ruleset, repair=repair)
+    switches, interim = _switches(elements.switch, change, ruleset, locality)
     left = {
         (d.before.table, d.before.name): d.before for d in change.chains if d.before is not None and d.after is None
     }
@@ -114,10 +124,11 @@ def plan(change: Change, ruleset: Ruleset, *, repair: bool = False, upgrade: boo
         *(chain for chain in changed if not (chain.hook and upgrade)),
         *(chain for chain in interim if left.get((chain.table, chain.name), chain).rules != chain.rules),
     )
-    refill = Step(purpose=Purpose.REFILL, ends_epoch=bool(refilled), refilled=refilled)
+    refill = _of_all(Step(purpose=Purpose.REFILL, ends_epoch=bool(refilled), refilled=refilled))
     leaves = Step(
         purpose=Purpose.LEAVES,
-        ends_epoch=any(e.set.use is Use.PERMISSION for e in elements.leaves),
+        ends_epoch=any(e.set.use in {Use.PERMISSION, Use.LOCAL} for e in elements.leaves),
+        takes=locality.leaves(elements.leaves),
         elements=tuple(elements.leaves),
     )
     switches[-1] = dataclasses.replace(
@@ -129,8 +140,8 @@ def plan(change: Change, ruleset: Ruleset, *, repair: bool = False, upgrade: boo
     steps = [
         *((preparation, refill, leaves) if repair else (leaves, preparation)),
         *switches,
-        Step(purpose=Purpose.ATTACHMENT, ends_epoch=bool(attached), refilled=tuple(attached)),
-        Step(purpose=Purpose.JOINS, elements=tuple(elements.joins)),
+        _of_all(Step(purpose=Purpose.ATTACHMENT, ends_epoch=bool(attached), refilled=tuple(attached))),
+        Step(purpose=Purpose.JOINS, gives=locality.joins(elements.joins), elements=tuple(elements.joins)),
         Step(
             purpose=Purpose.REMOVAL,
             old_counters=tuple(d.before for d in change.counters if d.before is not None and d.after is None),
@@ -176,7 +187,21 @@ class _Sorted:
         return found
 
 
-def _switches(elements: list[Elements], change: Change, ruleset: Ruleset) -> tuple[list[Step], tuple[Chain, ...]]:
+def _of_all(step: Step) -> Step:
+    """A step that may take and give any connection something."""
+    return dataclasses.replace(step, takes=EVERYTHING, gives=EVERYTHING)
+
+
+def _switch(elements: list[Elements], locality: Locality) -> Step:
+    takes, gives = locality.switched(elements)
+    return Step(
+        purpose=Purpose.SWITCH, ends_epoch=_ends_epoch(elements), takes=takes, gives=gives, elements=tuple(elements)
+    )
+
+
+def _switches(
+    elements: list[Elements], change: Change, ruleset: Ruleset, locality: Locality
+) -> tuple[list[Step], tuple[Chain, ...]]:
     """The switch, and the chains that are needed between its two halves.
 
     Egress and ingress are judged in two base chains, and a commit may come between. Where one direction gives what the
@@ -195,7 +220,7 @@ def _switches(elements: list[Elements], change: Change, ruleset: Ruleset) -> tup
     directions = {name.rpartition("-")[0] for name, _ in kinds}
     effects = set(kinds.values())
     if len(directions) <= 1 or effects <= {Kind.TIGHTENS} or effects <= {Kind.LOOSENS}:
-        return [Step(purpose=Purpose.SWITCH, ends_epoch=_ends_epoch(elements), elements=tuple(elements))], ()
+        return [_switch(elements, locality)], ()
     first: list[Elements] = []
     last: list[Elements] = []
     interim: dict[str, Chain] = {}
@@ -217,12 +242,7 @@ def _switches(elements: list[Elements], change: Change, ruleset: Ruleset) -> tup
                     late.put(key, between, after)
         first += early.elements()
         last += late.elements()
-    steps = [
-        Step(purpose=Purpose.SWITCH, ends_epoch=_ends_epoch(part), elements=tuple(part))
-        for part in (first, last)
-        if part
-    ]
-    return steps, tuple(interim.values())
+    return [_switch(part, locality) for part in (first, last) if part], tuple(interim.values())
 
 
 @dataclass(slots=True)

@@ -94,6 +94,7 @@ class Ruleset:
         self._chains: _Journalled[Chain] = _Journalled()
         self._elements: dict[Id, dict[bytes, Element]] = {}
         self._elements_before: dict[Id, dict[bytes, Element | None]] = {}
+        self._local: list[Id] = []
 
     @property
     def counters(self) -> Mapping[Id, Counter]:
@@ -114,6 +115,10 @@ class Ruleset:
         """The elements of a set by packed key; of an interval set the key is the first and the last value."""
         return self._elements[of.table, of.name]
 
+    def is_local(self, address: bytes) -> bool:
+        """Whether a packed address is a pod's of this node."""
+        return any(address in self._elements[identity] for identity in self._local)
+
     def put_counter(self, counter: Counter) -> None:
         """Add a counter."""
         self._counters.put((counter.table, counter.name), counter)
@@ -126,6 +131,8 @@ class Ruleset:
         """Add an empty set."""
         self._sets.put((new.table, new.name), new)
         self._elements[new.table, new.name] = {}
+        if new.use is Use.LOCAL:
+            self._local.append((new.table, new.name))
 
     def remove_set(self, table: Table, name: str) -> None:
         """Remove a set, with whatever it holds."""

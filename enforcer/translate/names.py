@@ -187,7 +187,7 @@ def isolated_set(direction: Direction, family: Family) -> Set:
 
 def local_set(family: Family) -> Set:
     """The addresses of this node's pods."""
-    return Set(Table.POLICY, f"local-{family.label}", (ADDRESS[family],), "pods of this node", Use.PERMISSION)
+    return Set(Table.POLICY, f"local-{family.label}", (ADDRESS[family],), "pods of this node", Use.LOCAL)
 
 
 def network_set(family: Family) -> Set:

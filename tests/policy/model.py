@@ -10,7 +10,7 @@ from enforcer.explain import connection_fields
 from enforcer.model.marks import GROUPS, Epochs
 from enforcer.policy.index import PolicyIndex
 from enforcer.policy.verdict import Connection, verdict
-from enforcer.ruleset.evaluate import RulesetView, evaluate
+from enforcer.ruleset.evaluate import RulesetView, View, evaluate
 from enforcer.ruleset.objects import Use
 from enforcer.ruleset.plan import Purpose, Step, plan
 from enforcer.ruleset.ruleset import Ruleset, difference
@@ -167,9 +167,7 @@ class Tracked:
     connection: Connection
     mark: str = "0x00000000"
 
-    def passes(
-        self, egress: RulesetView, ingress: RulesetView | None = None, *, reply: bool = False, error: bool = False
-    ) -> bool:
+    def passes(self, egress: View, ingress: View | None = None, *, reply: bool = False, error: bool = False) -> bool:
         """Whether a packet passes both base chains, or an ICMP error about the connection.
 
         ``ingress`` is another state, if a commit came between the two.
