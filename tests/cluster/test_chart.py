@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -54,5 +55,11 @@ def test_an_upgrade_with_another_configuration_gives_it_to_every_agent(installed
 
 def test_uninstall_leaves_no_object(installed: Cluster) -> None:
     assert objects(installed)
-    helm(installed, "uninstall", "drawbridge", "--cascade=foreground")
-    assert objects(installed) == []
+    helm(installed, "uninstall", "drawbridge")
+    # Pods go after the DaemonSet that they belong to, and take their time to stop.
+    pods = ("--namespace", NAMESPACE, "pod", "-l", "app.kubernetes.io/name=drawbridge")
+    installed.kubectl("wait", "--for=delete", *pods, "--timeout=60s", seconds=70)
+    deadline = time.monotonic() + _SECONDS
+    while left := objects(installed):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)

@@ -53,14 +53,13 @@ def test_an_agent_that_takes_no_connection_is_not_waited_for_without_end(tmp_pat
     with server(tmp_path / "s", None):
         status, printed = run(tmp_path / "s")
     assert (status, printed["code"]) == (1, 11)
-    assert printed["msg"] == "the drawbridge agent does not take the request"
-    assert printed["details"] == os.strerror(errno.ETIMEDOUT)
+    assert printed["msg"] == f"the drawbridge agent does not answer at {tmp_path / 's'}: {os.strerror(errno.ETIMEDOUT)}"
 
 
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
-        (b"", "does not take the request"),
+        (b"", "does not answer at"),
         (b"\0", "ended before it replied"),
         (b"\0" + struct.pack("!II", 0, 100) + b"{}", "cut short"),
         (b"\0" + struct.pack("!II", 0, 0xFFFFFFFF), "cut short"),
