@@ -112,6 +112,10 @@ lint: setup ## ruff, mypy strict, import contracts; and that every test can be i
 campaign: setup ## Each kind of change 30,000 times under a flood: what slipped through, what was lost; root, for hours
 	@$(SUDO) $(BIN)/python -m tests.kernel --swaps 30000
 
+.PHONY: versions
+versions: setup test-packages ## To the engine before and back while connections run; root, from the repository's history
+	@$(SUDO) $(BIN)/python -m tests.e2e.versions
+
 .PHONY: bench
 bench: setup test-packages bench-packages ## Figures of docs/performance.md, as ratios in one run
 	@$(SUDO) $(BIN)/python -m tests.bench
