@@ -11,6 +11,7 @@ import errno
 import socket
 import struct
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from enforcer.kernel import nfnetlink
 from enforcer.ruleset.objects import PLAIN, Chain, Counter, Element, Set, Table
@@ -94,7 +95,22 @@ def _packed(of: Set, key: bytes, element: Element) -> bytes:
     return _element(first, element) + end
 
 
+@lru_cache(maxsize=32)
+def _around_key(length: int, flags: int) -> tuple[bytes, bytes]:
+    """What is before and after the key of an element without a comment: sets of ranges have thousands of them."""
+    packed = _pack_element(bytes(length), PLAIN, flags)
+    start = 3 * nfnetlink.HEADER
+    return packed[:start], packed[start + length :]
+
+
 def _element(key: bytes, element: Element, *, flags: int = 0) -> bytes:
+    if element is PLAIN:
+        before, after = _around_key(len(key), flags)
+        return before + key + after
+    return _pack_element(key, element, flags)
+
+
+def _pack_element(key: bytes, element: Element, flags: int) -> bytes:
     parts = nfnetlink.nest(1, nfnetlink.attr(1, key))
     if flags:
         parts += _number(3, flags)

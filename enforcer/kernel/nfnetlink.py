@@ -22,6 +22,8 @@ _NESTED = 0x8000
 
 _header = struct.Struct("=IHHII")
 _attribute = struct.Struct("=HH")
+HEADER = _attribute.size
+"""Bytes before the payload of an attribute."""
 
 
 def attr(kind: int, payload: bytes) -> bytes:
