@@ -9,16 +9,14 @@ transactions of their own (see docs/decisions/0005).
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from enforcer.ruleset.objects import CONTENT_DIGITS, Chain, Counter, Element, Set, Use, digest
+from enforcer.ruleset.interim import Interim
+from enforcer.ruleset.objects import Chain, Counter, Element, Set, Use
 from enforcer.ruleset.reach import EVERYTHING, NOTHING, Locality, Reach
 from enforcer.ruleset.ruleset import Change, Elements, Id, Ruleset
-
-_TARGET = re.compile(r"\b(?P<verb>jump|goto) (?P<target>\S+)")
 
 
 class Purpose(Enum):
@@ -37,7 +35,7 @@ class Purpose(Enum):
     JOINS = "joins"
     """Elements that permit come to sets in use; what an isolated pod's chain did not decide is dropped from now on."""
     REMOVAL = "removal"
-    """Counters that no rule uses any more go."""
+    """Counters that no rule uses any more go, and what was needed between the halves of a switch."""
     EPOCH = "epoch"
     """An epoch of the connection mark is prepared, or begins; no change has it."""
 
@@ -104,26 +102,25 @@ def plan(change: Change, ruleset: Ruleset, *, repair: bool = False, upgrade: boo
     added = [d.after for d in change.chains if d.before is None and d.after is not None]
     attached = [chain for chain in added if chain.hook] + [chain for chain in changed if chain.hook and upgrade]
     locality = Locality(change, ruleset, repair=repair)
-    switches, interim = _switches(elements.switch, change, ruleset, locality)
-    left = {
-        (d.before.table, d.before.name): d.before for d in change.chains if d.before is not None and d.after is None
-    }
+    switches, interim, interim_maps, handed_over = _switches(elements.switch, change, ruleset, locality)
+    left_chains = [d.before for d in change.chains if d.before is not None and d.after is None]
+    left_sets = [d.before for d in change.sets if d.before is not None and d.after is None]
     preparation = Step(
         purpose=Purpose.PREPARATION,
         new_counters=tuple(d.after for d in change.counters if d.before is None and d.after is not None),
-        new_sets=tuple(d.after for d in change.sets if d.before is None and d.after is not None),
+        new_sets=(
+            *(d.after for d in change.sets if d.before is None and d.after is not None),
+            *interim_maps,
+        ),
         # Base chains first: in this order the kernel lists them.
         new_chains=(
             *(dataclasses.replace(chain, rules=()) for chain in added if chain.hook),
             *(chain for chain in added if not chain.hook),
-            *(chain for chain in interim if (chain.table, chain.name) not in left),
+            *interim,
         ),
-        elements=tuple(elements.fresh),
+        elements=(*elements.fresh, *handed_over),
     )
-    refilled = (
-        *(chain for chain in changed if not (chain.hook and upgrade)),
-        *(chain for chain in interim if left.get((chain.table, chain.name), chain).rules != chain.rules),
-    )
+    refilled = tuple(chain for chain in changed if not (chain.hook and upgrade))
     refill = _of_all(Step(purpose=Purpose.REFILL, ends_epoch=bool(refilled), refilled=refilled))
     leaves = Step(
         purpose=Purpose.LEAVES,
@@ -131,21 +128,23 @@ def plan(change: Change, ruleset: Ruleset, *, repair: bool = False, upgrade: boo
         takes=locality.leaves(elements.leaves),
         elements=tuple(elements.leaves),
     )
-    switches[-1] = dataclasses.replace(
-        switches[-1],
-        ends_epoch=switches[-1].ends_epoch or repair,
-        old_chains=tuple({(chain.table, chain.name): chain for chain in (*left.values(), *interim)}.values()),
-        old_sets=tuple(d.before for d in change.sets if d.before is not None and d.after is None),
+    switches[-1] = dataclasses.replace(switches[-1], ends_epoch=switches[-1].ends_epoch or repair)
+    removal = Step(
+        purpose=Purpose.REMOVAL,
+        old_counters=tuple(d.before for d in change.counters if d.before is not None and d.after is None),
     )
+    old_chains, old_sets = (*left_chains, *interim), (*left_sets, *interim_maps)
+    if interim_maps:
+        # Whoever is in an interim chain still needs its map, and what that leads to.
+        removal = dataclasses.replace(removal, gives=EVERYTHING, old_chains=old_chains, old_sets=old_sets)
+    else:
+        switches[-1] = dataclasses.replace(switches[-1], old_chains=old_chains, old_sets=old_sets)
     steps = [
         *((preparation, refill, leaves) if repair else (leaves, preparation)),
         *switches,
         _of_all(Step(purpose=Purpose.ATTACHMENT, ends_epoch=bool(attached), refilled=tuple(attached))),
         Step(purpose=Purpose.JOINS, gives=locality.joins(elements.joins), elements=tuple(elements.joins)),
-        Step(
-            purpose=Purpose.REMOVAL,
-            old_counters=tuple(d.before for d in change.counters if d.before is not None and d.after is None),
-        ),
+        removal,
     ]
     return [step for step in steps if step]
 
@@ -201,8 +200,8 @@ def _switch(elements: list[Elements], locality: Locality) -> Step:
 
 def _switches(
     elements: list[Elements], change: Change, ruleset: Ruleset, locality: Locality
-) -> tuple[list[Step], tuple[Chain, ...]]:
-    """The switch, and the chains that are needed between its two halves.
+) -> tuple[list[Step], tuple[Chain, ...], tuple[Set, ...], tuple[Elements, ...]]:
+    """The switch, and the objects that are needed between its two halves: chains, maps, and their elements.
 
     Egress and ingress are judged in two base chains, and a commit may come between. Where one direction gives what the
     other takes, a packet could pass by the new rules of the one and the old rules of the other. Then what takes is
@@ -220,10 +219,10 @@ def _switches(
     directions = {name.rpartition("-")[0] for name, _ in kinds}
     effects = set(kinds.values())
     if len(directions) <= 1 or effects <= {Kind.TIGHTENS} or effects <= {Kind.LOOSENS}:
-        return [_switch(elements, locality)], ()
+        return [_switch(elements, locality)], (), (), ()
+    interim = _interim(elements, kinds, chains, change)
     first: list[Elements] = []
     last: list[Elements] = []
-    interim: dict[str, Chain] = {}
     for entry in elements:
         early, late = _Halves(entry.set), _Halves(entry.set)
         for key, before, after in _pairs(entry):
@@ -233,16 +232,29 @@ def _switches(
             elif kind is Kind.LOOSENS or before is None or after is None:
                 late.put(key, before, after)
             else:
-                table = entry.set.table
-                name, copies = _conjunction(chains[table, before.jump or ""], chains[table, after.jump or ""], chains)
-                interim |= {chain.name: chain for chain in copies}
-                between = dataclasses.replace(after, jump=name)
+                new = chains[entry.set.table, after.jump or ""]
+                between = dataclasses.replace(after, jump=interim.chain(entry.set, new))
                 early.put(key, before, between)
                 if between != after:
                     late.put(key, between, after)
         first += early.elements()
         last += late.elements()
-    return [_switch(part, locality) for part in (first, last) if part], tuple(interim.values())
+    return [_switch(part, locality) for part in (first, last) if part], *interim.made()
+
+
+def _interim(
+    elements: list[Elements], kinds: Mapping[tuple[str, bytes], Kind], chains: Mapping[Id, Chain], change: Change
+) -> Interim:
+    before = {
+        entry.set: {key: element for key, element in entry.removed.items() if kinds[entry.set.name, key] is Kind.BOTH}
+        for entry in elements
+        if entry.set.verdicts
+    }
+    # No policy's chain looks up a dispatch map.
+    ours = [rule for chain in chains.values() if "/" not in chain.name for rule in chain.rules]
+    dispatch = {of: tuple(rule for rule in ours if rule.endswith(f"vmap @{of.name}")) for of in before}
+    taken = frozenset(d.before.name for d in change.sets if d.before is not None)
+    return Interim(chains, dispatch, {of: replaced for of, replaced in before.items() if replaced}, taken)
 
 
 @dataclass(slots=True)
@@ -281,30 +293,6 @@ def _kind(before: frozenset[str] | None, after: frozenset[str] | None) -> Kind:
 def _plain_kind(before: Element | None, after: Element | None) -> Kind:
     """The kind for a set of isolated pods, or of networks: what is in it is closed."""
     return Kind.LOOSENS if after is None else Kind.TIGHTENS
-
-
-def _conjunction(before: Chain, after: Chain, chains: Mapping[Id, Chain]) -> tuple[str, list[Chain]]:
-    """Chains that allow what two groups' chains both allow, and the name of the one to jump to.
-
-    They are copies of the later group's, in which what allows hands over to the earlier group, which then decides. What
-    allows nothing needs no copy.
-    """
-    copies: dict[str, Chain] = {}
-
-    def copied(chain: Chain) -> str:
-        rules = tuple(_TARGET.sub(handed_over, line) for line in chain.rules)
-        if rules == chain.rules:
-            return chain.name
-        name = f"{chain.name.rpartition('/')[0]}/{digest(chr(10).join((chain.comment, *rules)), CONTENT_DIGITS)}"
-        copies[name] = dataclasses.replace(chain, name=name, rules=rules)
-        return name
-
-    def handed_over(found: re.Match[str]) -> str:
-        target = chains[after.table, found["target"]]
-        allows = target.rules[-1:] == ("accept",)
-        return f"goto {before.name}" if allows else f"{found['verb']} {copied(target)}"
-
-    return copied(after), list(copies.values())
 
 
 def _ends_epoch(elements: Iterable[Elements]) -> bool:

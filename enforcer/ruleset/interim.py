@@ -1,0 +1,89 @@
+"""Where isolated pods are sent between the two halves of a switch: to what old and new chains both allow. Pure.
+
+An interim chain is a copy of a new one, in which whatever allows hands over to the pod's old chain, which then decides.
+Which one that is, a map of its own says by address, so each new chain is copied once, however many pods and isolation
+groups change with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from enforcer.ruleset.objects import CONTENT_DIGITS, Chain, Element, Set, Use, digest
+from enforcer.ruleset.ruleset import Elements, Id
+
+_TARGET = re.compile(r"\b(?P<verb>jump|goto) (?P<target>\S+)")
+
+
+@dataclass(slots=True)
+class Interim:
+    """The objects of the interim.
+
+    Args:
+        chains: the chains of before and after.
+        dispatch: for each dispatch map, the rules that look it up.
+        before: the elements of before that are to be replaced, by their map.
+        taken: names of maps that a killed agent left, perhaps incomplete.
+    """
+
+    chains: Mapping[Id, Chain]
+    dispatch: Mapping[Set, tuple[str, ...]]
+    before: Mapping[Set, Mapping[bytes, Element]]
+    taken: frozenset[str]
+    _copies: dict[str, Chain] = field(default_factory=dict)
+    _copied: dict[str, str] = field(default_factory=dict)
+    _handovers: dict[str, Chain] = field(default_factory=dict)
+    _maps: dict[Set, Set] = field(default_factory=dict)
+
+    def chain(self, of: Set, after: Chain) -> str:
+        """The name of the chain that stands for a new one until the second half; its own where it allows nothing."""
+        return self._copy(after, self._direction(of))
+
+    def made(self) -> tuple[tuple[Chain, ...], tuple[Set, ...], tuple[Elements, ...]]:
+        """The chains, each after those that it goes to, the maps, and their elements."""
+        elements = tuple(Elements(new, added=self.before[of]) for of, new in self._maps.items())
+        return (*self._handovers.values(), *self._copies.values()), tuple(self._maps.values()), elements
+
+    @staticmethod
+    def _direction(of: Set) -> str:
+        return of.name.rpartition("-")[0]
+
+    def _copy(self, chain: Chain, direction: str) -> str:
+        if chain.name not in self._copied:
+            lines = tuple(_TARGET.sub(lambda f: self._target(chain, f, direction), line) for line in chain.rules)
+            if lines == chain.rules:
+                self._copied[chain.name] = chain.name
+            else:
+                stem = chain.name.rpartition("/")[0]
+                name = f"{stem}/{digest(chr(10).join((chain.comment, *lines)), CONTENT_DIGITS)}"
+                self._copied[chain.name] = name
+                self._copies[name] = dataclasses.replace(chain, name=name, rules=lines)
+        return self._copied[chain.name]
+
+    def _target(self, chain: Chain, found: re.Match[str], direction: str) -> str:
+        target = self.chains[chain.table, found["target"]]
+        if target.rules[-1:] == ("accept",):
+            return f"goto {self._handover(chain, direction)}"
+        return f"{found['verb']} {self._copy(target, direction)}"
+
+    def _handover(self, chain: Chain, direction: str) -> str:
+        """The chain that sends each pod to its old chain."""
+        if direction not in self._handovers:
+            lines: list[str] = []
+            for of in (of for of in self.before if self._direction(of) == direction):
+                self._maps[of] = new = self._map(of)
+                lines += [rule.replace(f"@{of.name}", f"@{new.name}") for rule in self.dispatch[of]]
+            lines.append("drop")
+            name = f"before/{direction}/{digest(chr(10).join(lines), CONTENT_DIGITS)}"
+            self._handovers[direction] = Chain(chain.table, name, tuple(lines), "where pods were sent before")
+        return self._handovers[direction].name
+
+    def _map(self, of: Set) -> Set:
+        content = sorted((key.hex(), element.jump or "") for key, element in self.before[of].items())
+        name = f"before/{of.name}/{digest(repr(content), CONTENT_DIGITS)}"
+        while name in self.taken:
+            name += "-"
+        return dataclasses.replace(of, name=name, comment="where pods were sent before", use=Use.OTHER)
