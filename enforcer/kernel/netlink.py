@@ -168,10 +168,16 @@ class BatchSocket:
         """Close the socket."""
         self._socket.close()
 
+    def _ask(self, request: bytes) -> Iterator[tuple[int, bytes]]:
+        try:
+            self._socket.send(request)
+            return nfnetlink.messages(self._socket.recv(4096))
+        except OSError as error:
+            raise BatchError(error.errno or errno.EIO) from error
+
     def generation(self) -> int:
         """The id of the ruleset's present generation; each commit, of whomever, adds one."""
-        self._socket.send(nfnetlink.message(_GETGEN, 0, 0, b""))
-        for kind, payload in nfnetlink.messages(self._socket.recv(4096)):
+        for kind, payload in self._ask(nfnetlink.message(_GETGEN, 0, 0, b"")):
             if kind == _NEWGEN:
                 return _generation_id(payload)
         raise BatchError(errno.EPROTO)
@@ -182,8 +188,8 @@ class BatchSocket:
         Raises:
             BatchError: it is not there.
         """
-        self._socket.send(_of(counter.table, _GETOBJ, 0, 2, counter.name, _number(3, _COUNTER_OBJECT)))
-        for kind, payload in nfnetlink.messages(self._socket.recv(4096)):
+        request = _of(counter.table, _GETOBJ, 0, 2, counter.name, _number(3, _COUNTER_OBJECT))
+        for kind, payload in self._ask(request):
             if kind == nfnetlink.ERROR:
                 raise BatchError(nfnetlink.error_of(payload))
             counts = nfnetlink.attributes(nfnetlink.attributes(payload[4:])[4])
@@ -204,8 +210,12 @@ class BatchSocket:
         struct.pack_into("=H", last, 6, struct.unpack_from("=H", last, 6)[0] | nfnetlink.ACK)
         messages[-1] = bytes(last)
         messages.append(nfnetlink.message(_BATCH_END, 0, 0, b"", resource=_SUBSYSTEM))
-        self._socket.send(b"".join(messages))
-        self._read_replies()
+        try:
+            self._socket.send(b"".join(messages))
+            self._read_replies()
+        except OSError as error:
+            # Too large for the socket's buffer, or the kernel has no memory for it.
+            raise BatchError(error.errno or errno.EIO) from error
 
     def _read_replies(self) -> None:
         # The kernel works a batch off within send(), so all replies are there.

@@ -53,8 +53,15 @@ class Tables:
         return all(later in self._own for later in range(generation + 1, self.generation() + 1))
 
     def generation(self) -> int:
-        """The present generation of the ruleset, whoever made it."""
-        return self._socket.generation()
+        """The present generation of the ruleset, whoever made it.
+
+        Raises:
+            NftError: the kernel did not say.
+        """
+        try:
+            return self._socket.generation()
+        except BatchError as error:
+            raise NftError(f"generation: {error}") from error
 
     def commit(self, step: Step) -> None:
         """Carry the tables over one step of a change, in one transaction.

@@ -161,6 +161,8 @@ class Budget:
             namespace.too_large[key] = (
                 f"it needs {found} {excess}, and a policy may have {most}: split it, or configure a higher limit"
             )
+            # Nothing makes it smaller but another event.
+            namespace.policies[key] = _without_rules(policy)
         else:
             namespace.costs[key] = cost
             namespace.total += cost
@@ -185,7 +187,12 @@ class Budget:
         if key in namespace.costs and namespace.cutoff is not None and key >= namespace.cutoff:
             most = ", ".join(f"{figure} {word}" for word, figure in dataclasses.asdict(self._limits.namespace).items())
             reason = f"up to here namespace {name} needs more than {most}: remove some, or configure a higher limit"
-        return policy if reason is None else dataclasses.replace(policy, rejected=reason)
+        return policy if reason is None else dataclasses.replace(_without_rules(policy), rejected=reason)
+
+
+def _without_rules(policy: NetworkPolicy) -> NetworkPolicy:
+    """A policy that closes what it selects, without the memory that its rules take."""
+    return dataclasses.replace(policy, rules=dict.fromkeys(policy.rules, ()))
 
 
 def _between(order: list[str], before: str | None, after: str | None) -> list[str]:

@@ -66,6 +66,8 @@ class Commits:
         # What the kernel's set ``epoch`` holds.
         self._held: Mapping[bytes, Element] = {}
         self._wait = wait
+        # The rule that the chain ``stamp`` was last given.
+        self._stamp: tuple[str, ...] = ()
         # What was taken since packets under way were last waited for; nothing is known of an earlier agent.
         self._taken = EVERYTHING
         self.epochs = Epochs(translator.settings.mark)
@@ -102,7 +104,7 @@ class Commits:
         present = self._tables.present(self._ruleset)
         self._ruleset.take()
         change = difference(present, self._ruleset)
-        self._held = present.elements(EPOCH) if (EPOCH.table, EPOCH.name) in present.sets else {}
+        self._take_epoch_of(present, change)
         if _types_differ(change):
             self._follow_groups()
             counted = self._counted(d.before for d in change.counters if d.before is not None and d.after is None)
@@ -117,6 +119,19 @@ class Commits:
         upgrade = (Table.POLICY, "fast") not in present.chains
         return self._commit(change, plan(change, self._ruleset, repair=True, upgrade=upgrade))
 
+    def _take_epoch_of(self, present: Ruleset, change: Change) -> None:
+        """Take in the epoch that the kernel holds. If rules were there that are not ours, any stamp may be about.
+
+        Those may be the rules of an older state, which somebody has loaded again: its epoch may be one still to come.
+        """
+        held = present.elements(EPOCH) if (EPOCH.table, EPOCH.name) in present.sets else {}
+        stamp = present.chains.get((Table.POLICY, "stamp"))
+        same_epoch = held == self._held and (stamp is None or stamp.rules == self._stamp)
+        if not same_epoch or any(not d.after.epoch for d in change.chains if d.after is not None):
+            self.knowledge += 1
+            self.epochs.forget()
+        self._held, self._stamp = held, ()
+
     def begin_epoch(self, ended: int) -> bool:
         """Begin the next epoch, a grace period after the transaction ``ended``; whether one has begun.
 
@@ -126,16 +141,19 @@ class Commits:
         if ended != self.ended:
             return False
         self._taken = NOTHING
-        if self._held or (epoch := self.epochs.advance()) is None:
+        if self._held:
             return False
-        mark = self.epochs.mark
-        elements = epoch_elements(mark, epoch)
-        step = Step(
-            purpose=Purpose.EPOCH, refilled=(stamp_chain(mark, epoch),), elements=(Elements(EPOCH, added=elements),)
-        )
-        self._guarded(lambda: self._tables.commit(step))
+        mark, epoch = self.epochs.mark, self.epochs.advance()
+        elements = {} if epoch is None else epoch_elements(mark, epoch)
+        stamp = stamp_chain(mark, epoch)
+        if stamp.rules != self._stamp:
+            # Without an epoch nothing is stamped, so that the group which was left can be cleared.
+            added = (Elements(EPOCH, added=elements),) if elements else ()
+            step = Step(purpose=Purpose.EPOCH, refilled=(stamp,), elements=added)
+            self._guarded(lambda: self._tables.commit(step))
+            self._stamp = stamp.rules
         self._held = elements
-        return True
+        return epoch is not None
 
     def _commit(self, change: Change, steps: Sequence[Step]) -> Committed:
         if change.counters:

@@ -6,6 +6,7 @@ is worked off at once, and what arrives while a transaction runs goes into the n
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import queue
@@ -403,8 +404,9 @@ class Reconciler:
     def _judge(self, generation: int | None) -> None:
         if generation is not None and self._tables.is_own(generation):
             return
-        if generation is None and self._tables.all_own_since(self._accounted):
-            return
+        with contextlib.suppress(NftError):
+            if generation is None and self._tables.all_own_since(self._accounted):
+                return
         log.warning("another process changed our nftables tables; they are put back", generation=generation)
         self._observer.repaired()
         self._whole = True

@@ -81,11 +81,15 @@ _NUMBER = "{match} ct reply proto-src"
 
 @dataclass(frozen=True, slots=True)
 class _Match:
-    """What a rule compares, and the one family (None: either) of the connections that can meet it."""
+    """What a rule compares, and the one family (None: either) of the connections that can meet it.
+
+    ``pods`` says that it looks up which pods listen on a named port.
+    """
 
     text: str = ""
     family: Family | None = None
     all_of_family: bool = False
+    pods: bool = False
 
 
 _ANY = _Match()
@@ -158,6 +162,9 @@ class _Writer:
     def _allow(self, place: str, peer: _Match, port: _Match = _ANY) -> str:
         # What a port says of the family, a peer that is all of the family need not say again: nft would not list it.
         wanted = [port.text] if peer.all_of_family and port.family else [peer.text, port.text]
+        if port.pods:
+            # A pod that leaves the peers as its port comes must not be seen in both.
+            wanted.reverse()
         wanted = [text for text in wanted if text]
         return rule(*wanted, counter=self.counter, verdict=f"goto {ALLOW[self._direction]}", comment=place)
 
@@ -229,7 +236,7 @@ class _Writer:
         of = named_port(self._direction, self._policy.namespace, wanted, protocol)
         for one in Family if family is None else (family,):
             server = _SERVER.format(ip=FIELDS[one])
-            yield _Match(f"{match} {server} . ct reply proto-src @{names.pod_set(of, one).name}", one)
+            yield _Match(f"{match} {server} . ct reply proto-src @{names.pod_set(of, one).name}", one, pods=True)
 
     def _number_set(self, numbers: tuple[tuple[int, int], ...]) -> Set:
         of = names.port_number_set(numbers)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from enforcer.kernel.netlink import BatchSocket
+from enforcer.kernel.netlink import BatchError, BatchSocket
 from enforcer.kernel.nftables import NftError, Tables
 from enforcer.model.addresses import Network, parse_address
 from enforcer.model.marks import GROUPS, ConnectionMark
@@ -330,3 +330,58 @@ def test_denied_packets_are_added_up_over_groups_that_go_and_agents_that_end(tab
     assert Denials(tmp_path).totals({})[place] == 5
     node.denials.keep({"x/extra"})
     assert place not in Denials(tmp_path).totals({})
+
+
+def begin_epochs(node: Node) -> None:
+    node.commits.synchronize()
+    for group in GROUPS:
+        node.commits.epochs.cleared(group)
+    assert node.commits.begin_epoch(node.commits.ended)
+
+
+def test_once_an_older_ruleset_was_loaded_again_no_stamp_is_trusted(tables: Tables) -> None:
+    node = Node(tables)
+    node.put(*shop())
+    begin_epochs(node)
+    older = run("nft", "list", "table", "inet", "drawbridge")
+    node.put(*shop(ports=(90,)))
+    node.commits.change()
+    assert node.commits.begin_epoch(node.commits.ended)
+    known = node.commits.knowledge
+    nft(f"delete table inet drawbridge\n{older}")
+    node.commits.synchronize()
+    assert node.is_right()
+    assert node.commits.knowledge != known
+    assert not node.commits.begin_epoch(node.commits.ended)
+    assert set(node.commits.epochs.stale) == set(GROUPS)
+
+
+def test_an_element_that_somebody_deleted_costs_no_clearing_of_stamps(tables: Tables) -> None:
+    node = Node(tables)
+    node.put(*shop())
+    begin_epochs(node)
+    nft("delete element inet drawbridge local-v4 { 10.0.0.2 }")
+    node.commits.synchronize()
+    assert node.is_right()
+    assert node.commits.begin_epoch(node.commits.ended)
+
+
+def test_without_an_epoch_nothing_is_stamped(tables: Tables) -> None:
+    node = Node(tables)
+    begin_epochs(node)
+    node.put(*shop())
+    node.commits.change()
+    node.commits.epochs.forget()
+    assert not node.commits.begin_epoch(node.commits.ended)
+    assert tables.rules("stamp")[1:] == []
+
+
+def test_a_transaction_that_is_too_large_for_the_socket_is_refused_and_nothing_more(tables: Tables) -> None:
+    node = Node(tables)
+    node.commits.synchronize()
+    socket = tables._socket
+    with pytest.raises(BatchError, match="EMSGSIZE"):
+        socket.commit([bytes(64 << 20)], tables.generation())
+    node.put(*shop())
+    node.commits.change()
+    assert node.is_right()

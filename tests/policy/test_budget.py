@@ -129,3 +129,12 @@ def test_many_policies_that_select_the_same_pods_make_one_chain_that_jumps_to_ea
         assert [len(chain.rules) for chain in chains] == [count + 1]
         # A policy's own rules, its entry's, and the same for ICMP errors.
         assert sum(len(chain.rules) for chain in model.ruleset.chains.values() if "policy/" in chain.name) < 25 * count
+
+
+def test_a_rejected_policy_keeps_no_rules() -> None:
+    peers = tuple(PodPeer(pod_selector=LabelSelector.of(Requirement(f"k{n}", Operator.EXISTS))) for n in range(2000))
+    large = NetworkPolicy("x", "large", rules={Direction.INGRESS: (PolicyRule(peers),)})
+    ((_, judged),) = Budget(Limits()).put(large.key, large)
+    assert judged is not None
+    assert judged.rejected
+    assert judged.rules == {Direction.INGRESS: ()}

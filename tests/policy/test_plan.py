@@ -195,10 +195,10 @@ def client(*, local: bool = True, **labels: str) -> Event:
     return "endpoint", "x/client", Endpoint("x/client", "x", (CLIENT,), local=local, labels={"app": "client"} | labels)
 
 
-def server(*, http: int = 80, **labels: str) -> Event:
-    ports = (ContainerPort("http", Protocol.TCP, http),)
+def server(*, local: bool = True, http: int | None = 80, **labels: str) -> Event:
+    ports = (ContainerPort("http", Protocol.TCP, http),) if http else ()
     labels = {"app": "server"} | labels
-    return "endpoint", "x/server", Endpoint("x/server", "x", (SERVER,), local=True, labels=labels, ports=ports)
+    return "endpoint", "x/server", Endpoint("x/server", "x", (SERVER,), local=local, labels=labels, ports=ports)
 
 
 def policy(direction: Direction, *rules: PolicyRule, **selected: str) -> Event:
@@ -253,6 +253,10 @@ FORBIDDING: dict[str, tuple[list[Event], list[Event]]] = {
         [client(local=False), server(), policy(IN, to_ports("http", peers=(pods(role="x"),)))],
         [client(local=False, role="x"), server(http=81)],
     ),
+    "a server elsewhere leaves the peers as its named port comes": (
+        [client(), server(local=False, http=None, role="x"), policy(OUT, to_ports("http", peers=(TO_X,)))],
+        [server(local=False)],
+    ),
     "the policy's peer and the label of a client elsewhere": (
         [client(local=False), server(), policy(IN, FROM_X)],
         [client(local=False, role="x"), policy(IN, FROM_Y)],
@@ -294,3 +298,25 @@ def test_a_chain_is_never_rewritten_in_place() -> None:
     ruleset.put_chain(Chain(Table.POLICY, "policy/x/a/ingress/0", ("drop",)))
     with pytest.raises(ValueError, match="policy/x/a/ingress/0"):
         plan(ruleset.take(), ruleset)
+
+
+@pytest.mark.parametrize("pods_here", [4, 16])
+def test_each_chain_is_copied_once_for_the_interim_however_many_groups_change(pods_here: int) -> None:
+    model = Model()
+    everyone = range(pods_here)
+    for n in everyone:
+        key, address = f"x/pod-{n}", parse_address(f"10.0.0.{n + 1}")
+        model.put(("endpoint", key, Endpoint(key, "x", (address,), local=True, labels={"id": f"pod-{n}"})))
+
+    def others(n: int, *ports: int) -> Event:
+        """A policy of both types for all pods but one, so that each pod is a group of its own."""
+        selector = LabelSelector.of(Requirement("id", Operator.NOT_IN, (f"pod-{n}",)))
+        rules = (to_ports(*ports, peers=(pods(role="x"),)),)
+        return "policy", f"x/p{n}", NetworkPolicy("x", f"p{n}", selector, dict.fromkeys(Direction, rules))
+
+    model.put(*(others(n, 80, 81) for n in everyone))
+    model.steps()
+    model.put(others(0, 80, 82))
+    made = sum(len(step.new_chains) for step in model.steps())
+    # In each direction: chains of the groups and of the policy, and copies of those and of each policy's chains.
+    assert made <= 2 * (2 * (pods_here + 3) + 4 * pods_here)

@@ -174,7 +174,8 @@ def test_policies_are_not_blamed_for_a_refusal_that_has_another_cause(loop: Reco
     loop.changes([policy("good")])
     assert not loop.barrier(0.3)
     assert loop.call(loop.state).rejections == ()
-    tables.refuses = lambda _: False
+    # Between two transactions: of one that is refused and one that is not, the policies in between would be blamed.
+    loop.call(lambda: setattr(tables, "refuses", lambda _: False))
     assert loop.barrier(5)
     assert loop.call(loop.state).rejections == ()
     assert tables.holds("policy/x/good/ingress/")
