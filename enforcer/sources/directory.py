@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -244,7 +245,9 @@ class DirectorySource:
             self._unsettled.settle(path)
             dirty.add(path)
             if mask & flags.MOVED_TO:
-                dirty |= self._unsettled.arrived(event.cookie)
+                for renamed in self._unsettled.arrived(event.cookie):
+                    dirty.add(renamed)
+                    self._inherit(path, renamed)
         elif not mask & flags.CREATE:
             dirty.add(path)
         else:
@@ -351,6 +354,11 @@ class DirectorySource:
 
     def _load(self, path: str) -> None:
         self._put(path, load(self._root, path, self._files.get(path)))
+
+    def _inherit(self, path: str, renamed: str) -> None:
+        """Let what stands for a renamed manifest stand for its new name, which may be read only after it is written."""
+        if (file := self._files.get(renamed)) is not None:
+            self._put(path, replace(file, path=path, signature=b"", errors=()))
 
     def _put(self, path: str, new: ManifestFile | None) -> None:
         old = self._files.pop(path, None)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from inotify_simple import Event, INotify, flags
 
-from enforcer.model.changes import Rejection
+from enforcer.model.changes import Change, Rejection
 from enforcer.model.objects import Direction
 from enforcer.model.selectors import EVERYTHING
 from enforcer.sources import files
@@ -118,6 +118,29 @@ def test_a_file_that_becomes_another_manifest_is_not_awaited(root: Path, view: V
     (root / "a.yaml").rename(root / "b.yaml")
     (root / "b.yaml").write_text(pod("a", uid="2"))
     view.until(lambda: view.uid("a") == "2")
+
+
+def test_a_manifest_that_is_written_right_after_a_rename_keeps_its_state_meanwhile(root: Path, view: View) -> None:
+    (root / "a.yaml").write_text(pod("a"))
+    view.started()
+    take, entered, leave = view.source._changes, threading.Event(), threading.Event()
+
+    def hold(changes: Sequence[Change]) -> None:
+        entered.set()
+        assert leave.wait(SECONDS)
+        take(changes)
+
+    # The rename and the write are heard of together.
+    view.source._changes = hold
+    (root / "c.yaml").write_text(pod("c"))
+    assert entered.wait(SECONDS)
+    (root / "a.yaml").rename(root / "b.yaml")
+    with (root / "b.yaml").open("w") as file:
+        leave.set()
+        view.source.rescan()
+        assert view.pods == {"a", "c"}
+        file.write(pod("b"))
+    view.until_pods("b", "c")
 
 
 def test_a_file_that_was_renamed_as_its_directory_went_keeps_its_state(
