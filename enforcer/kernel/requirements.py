@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import nftables
 
-from enforcer.kernel import nfnetlink
+from enforcer.kernel import grace, nfnetlink
 
 _TABLE = "drawbridge-probe"
 _OBJECTS = f"""
@@ -150,7 +150,8 @@ def inspect(mask: int, release: str | None = None) -> Findings:
     """
     release = os.uname().release if release is None else release
     missing = tuple(_missing_of_transactions()) or (*_missing_of_nftables(), *_missing_of_ctnetlink(mask))
-    return Findings(release, missing, (*_notes_of_release(release), *_notes_of_flowtables(), *_notes_of_conntrack()))
+    notes = (*_notes_of_release(release), *_notes_of_flowtables(), *_notes_of_conntrack(), *_notes_of_membarrier())
+    return Findings(release, missing, notes)
 
 
 def repeats_lookups(release: str) -> bool | None:
@@ -302,6 +303,16 @@ def _notes_of_conntrack() -> Iterator[Note]:
             "when the kernel has lost its list of connections, a TCP connection that goes on is taken for one that its"
             " next sender begins",
             "set it to 0 to have such connections closed",
+        )
+
+
+def _notes_of_membarrier() -> Iterator[Note]:
+    if not grace.is_available():
+        yield Note(
+            "membarrier(2) is refused",
+            f"a change that takes from some pods and gives to others waits {grace.SUBSTITUTE_SECONDS:.0f} s for packets"
+            " under way, and so does each new epoch",
+            "do not start the kernel with nohz_full on this node, and let the container's seccomp profile allow it",
         )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.kernel import nfnetlink, requirements
+from enforcer.kernel import grace, nfnetlink, requirements
 from enforcer.kernel.requirements import repeats_lookups
 
 MASK = 0xFF000000
@@ -89,6 +89,19 @@ def test_each_ruleset_that_is_tried_is_refused_by_name_when_it_is_wrong(monkeypa
 def test_picking_up_connections_in_their_middle_is_noted_while_it_is_on(look: Look, loose: int, noted: bool) -> None:
     found = look(f'{TRACKED}; sysctl -qw net.netfilter.nf_conntrack_tcp_loose={loose}; $0 -c "$1"')
     assert ("note net.netfilter.nf_conntrack_tcp_loose" in found) is noted
+
+
+@pytest.mark.netns
+def test_it_is_noted_where_the_kernel_cannot_say_when_packets_are_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    def notes() -> list[str]:
+        return [note.what for note in requirements.inspect(MASK).notes if "membarrier" in note.what]
+
+    assert not notes()
+    # What the kernel answers with nohz_full: every command but the one that waits for all processors.
+    monkeypatch.setattr(grace, "_membarrier", lambda _: 0x3FE)
+    assert notes()
+    monkeypatch.setattr(grace, "_membarrier", lambda _: None)
+    assert notes()
 
 
 def test_a_kernel_that_takes_a_stale_generation_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
