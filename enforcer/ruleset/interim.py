@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enforcer.ruleset.objects import CONTENT_DIGITS, Chain, Element, Set, Use, digest
 from enforcer.ruleset.ruleset import Elements, Id
 
+_HANDOVER = "before/"
 _TARGET = re.compile(r"\b(?P<verb>jump|goto) (?P<target>\S+)")
 
 
@@ -37,15 +38,48 @@ class Interim:
     _copied: dict[str, str] = field(default_factory=dict)
     _handovers: dict[str, Chain] = field(default_factory=dict)
     _maps: dict[Set, Set] = field(default_factory=dict)
+    _handed_over: dict[Set, dict[bytes, Element]] = field(init=False)
+    _closed: Chain | None = None
 
-    def chain(self, of: Set, after: Chain) -> str:
-        """The name of the chain that stands for a new one until the second half; its own where it allows nothing."""
-        return self._copy(after, self._direction(of))
+    def __post_init__(self) -> None:
+        self._handed_over = {
+            of: {key: element for key, element in elements.items() if not self._is_interim(of, element)}
+            for of, elements in self.before.items()
+        }
+
+    def between(self, of: Set, key: bytes, after: Chain) -> str:
+        """The name of the chain that stands for a new one until the second half; its own where it allows nothing.
+
+        A pod that is in an interim already, which an agent that was killed has left, is closed: what both allow depends
+        on three policies then, and copies of copies would be deeper than the kernel allows.
+        """
+        if key in self._handed_over[of]:
+            return self._copy(after, self._direction(of))
+        if self._closed is None:
+            name = f"{_HANDOVER}closed"
+            while (of.table, name) in self.chains:
+                name += "-"
+            self._closed = Chain(of.table, name, ("drop",), "closed while policy changes")
+        return self._closed.name
+
+    def _is_interim(self, of: Set, element: Element) -> bool:
+        waiting, seen = [element.jump], set[str]()
+        while waiting:
+            name = waiting.pop()
+            chain = None if name is None or name in seen else self.chains.get((of.table, name))
+            if chain is None:
+                continue
+            if chain.name.startswith(_HANDOVER):
+                return True
+            seen.add(chain.name)
+            waiting += [found["target"] for line in chain.rules for found in _TARGET.finditer(line)]
+        return False
 
     def made(self) -> tuple[tuple[Chain, ...], tuple[Set, ...], tuple[Elements, ...]]:
         """The chains, each after those that it goes to, the maps, and their elements."""
-        elements = tuple(Elements(new, added=self.before[of]) for of, new in self._maps.items())
-        return (*self._handovers.values(), *self._copies.values()), tuple(self._maps.values()), elements
+        elements = tuple(Elements(new, added=self._handed_over[of]) for of, new in self._maps.items())
+        closed = () if self._closed is None else (self._closed,)
+        return (*closed, *self._handovers.values(), *self._copies.values()), tuple(self._maps.values()), elements
 
     @staticmethod
     def _direction(of: Set) -> str:
@@ -73,17 +107,17 @@ class Interim:
         """The chain that sends each pod to its old chain."""
         if direction not in self._handovers:
             lines: list[str] = []
-            for of in (of for of in self.before if self._direction(of) == direction):
+            for of in (of for of, found in self._handed_over.items() if found and self._direction(of) == direction):
                 self._maps[of] = new = self._map(of)
                 lines += [rule.replace(f"@{of.name}", f"@{new.name}") for rule in self.dispatch[of]]
             lines.append("drop")
-            name = f"before/{direction}/{digest(chr(10).join(lines), CONTENT_DIGITS)}"
+            name = f"{_HANDOVER}{direction}/{digest(chr(10).join(lines), CONTENT_DIGITS)}"
             self._handovers[direction] = Chain(chain.table, name, tuple(lines), "where pods were sent before")
         return self._handovers[direction].name
 
     def _map(self, of: Set) -> Set:
-        content = sorted((key.hex(), element.jump or "") for key, element in self.before[of].items())
-        name = f"before/{of.name}/{digest(repr(content), CONTENT_DIGITS)}"
+        content = sorted((key.hex(), element.jump or "") for key, element in self._handed_over[of].items())
+        name = f"{_HANDOVER}{of.name}/{digest(repr(content), CONTENT_DIGITS)}"
         while name in self.taken:
             name += "-"
         return dataclasses.replace(of, name=name, comment="where pods were sent before", use=Use.OTHER)

@@ -233,7 +233,7 @@ def _switches(
                 late.put(key, before, after)
             else:
                 new = chains[entry.set.table, after.jump or ""]
-                between = dataclasses.replace(after, jump=interim.chain(entry.set, new))
+                between = dataclasses.replace(after, jump=interim.between(entry.set, key, new))
                 early.put(key, before, between)
                 if between != after:
                     late.put(key, between, after)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from enforcer.model.selectors import LabelSelector, Operator, Requirement
 from enforcer.policy.endpoints import Endpoint
 from enforcer.reconcile.commits import Commits
 from enforcer.reconcile.denials import Denials
-from enforcer.ruleset.plan import plan
+from enforcer.ruleset.plan import Purpose, Step, plan
 from enforcer.ruleset.ruleset import difference
 from enforcer.translate.base import stamp_chain
 from tests.policy.model import Event, Model
@@ -157,6 +157,28 @@ def test_an_agent_that_is_killed_between_two_steps_leaves_nothing_wrong_to_the_n
         assert node.is_right(), stop
         if stop >= len(steps):
             break
+
+
+def test_agents_that_are_each_killed_between_the_halves_of_a_switch_leave_nothing_that_is_too_deep(tables) -> None:
+    node = Node(tables)
+    node.put(*shop())
+    node.commits.synchronize()
+
+    def run_first_half(commits: Commits) -> None:
+        run = commits._run
+
+        def cut(steps: Sequence[Step]) -> None:
+            first = [step.purpose for step in steps].index(Purpose.SWITCH)
+            run(steps[: first + 1])
+
+        commits._run = cut  # type: ignore[method-assign]
+        commits.synchronize()
+
+    for port in range(1, 5):
+        node.put(*shop(ports=(80, port), extra=True))
+        run_first_half(node.restart(tables))
+    node.restart(tables).synchronize()
+    assert node.is_right()
 
 
 @pytest.mark.parametrize("end", ENDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from enforcer.model.marks import GROUPS, Epochs
 from enforcer.policy.index import PolicyIndex
 from enforcer.policy.verdict import Connection, verdict
 from enforcer.ruleset.evaluate import RulesetView, View, evaluate
-from enforcer.ruleset.objects import Use
+from enforcer.ruleset.objects import Chain, Use
 from enforcer.ruleset.plan import Purpose, Step, plan
 from enforcer.ruleset.ruleset import Ruleset, difference
 from enforcer.translate.base import EPOCH, epoch_elements, stamp_chain
@@ -19,6 +20,7 @@ from enforcer.translate.translator import Translator
 
 PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp"}
 Event = tuple[str, str, Any]
+LEVELS = 16
 
 
 @dataclass
@@ -95,6 +97,7 @@ class Kernel:
         for counter in step.old_counters:
             self.held.remove_counter(counter.table, counter.name)
         self._check_all_references()
+        self._check_levels()
         self.held.take()
 
     def begin_epoch(self) -> None:
@@ -155,6 +158,27 @@ class Kernel:
         for of in self.held.sets.values():
             for element in self.held.elements(of).values():
                 assert element.jump is None or element.jump in names
+
+    def _check_levels(self) -> None:
+        """The kernel refuses chains that are more than ``LEVELS`` deep (``NFT_JUMP_STACK_SIZE``), with EMLINK."""
+        chains = {chain.name: chain for chain in self.held.chains.values()}
+        maps = {f"@{of.name}": of for of in self.held.sets.values() if of.verdicts}
+        depths: dict[str, int] = {}
+
+        def depth(name: str) -> int:
+            if name not in depths:
+                depths[name] = 1 + max(map(depth, targets(chains[name])), default=0)
+            return depths[name]
+
+        def targets(chain: Chain) -> Iterator[str]:
+            for word, after in itertools.pairwise(" ".join(chain.rules).split()):
+                if word in {"jump", "goto"}:
+                    yield after
+                elif word == "vmap":
+                    yield from {e.jump for e in self.held.elements(maps[after]).values() if e.jump is not None}
+
+        deepest = max(chains, key=depth)
+        assert depth(deepest) <= LEVELS, f"{deepest} leads {depth(deepest)} chains deep"
 
     def view(self) -> RulesetView:
         return RulesetView(self.held)
