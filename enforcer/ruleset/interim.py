@@ -39,11 +39,16 @@ class Interim:
     _handovers: dict[str, Chain] = field(default_factory=dict)
     _maps: dict[Set, Set] = field(default_factory=dict)
     _handed_over: dict[Set, dict[bytes, Element]] = field(init=False)
+    _leading_back: dict[Id, bool] = field(default_factory=dict)
     _closed: Chain | None = None
 
     def __post_init__(self) -> None:
         self._handed_over = {
-            of: {key: element for key, element in elements.items() if not self._is_interim(of, element)}
+            of: {
+                key: element
+                for key, element in elements.items()
+                if not self._leads_back((of.table, element.jump or ""))
+            }
             for of, elements in self.before.items()
         }
 
@@ -62,24 +67,22 @@ class Interim:
             self._closed = Chain(of.table, name, ("drop",), "closed while policy changes")
         return self._closed.name
 
-    def _is_interim(self, of: Set, element: Element) -> bool:
-        waiting, seen = [element.jump], set[str]()
-        while waiting:
-            name = waiting.pop()
-            chain = None if name is None or name in seen else self.chains.get((of.table, name))
-            if chain is None:
-                continue
-            if chain.name.startswith(_HANDOVER):
-                return True
-            seen.add(chain.name)
-            waiting += [found["target"] for line in chain.rules for found in _TARGET.finditer(line)]
-        return False
-
     def made(self) -> tuple[tuple[Chain, ...], tuple[Set, ...], tuple[Elements, ...]]:
         """The chains, each after those that it goes to, the maps, and their elements."""
         elements = tuple(Elements(new, added=self._handed_over[of]) for of, new in self._maps.items())
         closed = () if self._closed is None else (self._closed,)
         return (*closed, *self._handovers.values(), *self._copies.values()), tuple(self._maps.values()), elements
+
+    def _leads_back(self, identity: Id) -> bool:
+        """Whether a chain leads to where pods were sent before; each chain is looked through once."""
+        if identity not in self._leading_back:
+            chain = self.chains.get(identity)
+            targets = [] if chain is None else [f["target"] for line in chain.rules for f in _TARGET.finditer(line)]
+            table, name = identity
+            self._leading_back[identity] = name.startswith(_HANDOVER) or any(
+                self._leads_back((table, target)) for target in targets
+            )
+        return self._leading_back[identity]
 
     @staticmethod
     def _direction(of: Set) -> str:

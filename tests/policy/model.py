@@ -21,6 +21,7 @@ from enforcer.translate.translator import Translator
 PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp"}
 Event = tuple[str, str, Any]
 LEVELS = 16
+"""How many chains deep a packet may be sent (``NFT_JUMP_STACK_SIZE``)."""
 
 
 @dataclass
