@@ -34,6 +34,7 @@ from enforcer.model.objects import Node as NodeObject
 from enforcer.observe.health import HealthServer
 from enforcer.observe.metrics import KernelCollector, Metrics
 from enforcer.reconcile.reconciler import NotReadyError, Reconciler, Settings
+from enforcer.secret import secret
 from enforcer.sources import Source
 from enforcer.sources.directory import DirectorySource
 from enforcer.translate.base import BaseSettings
@@ -123,6 +124,7 @@ class Agent:
                 not_masqueraded=config.networks_not_masqueraded,
                 tunnel=config.tunnel if tunnels else None,
                 close_own_networks=config.unknown_pods == "deny" and config.network == "none",
+                secret=secret(options.run_dir),
             ),
         )
         self._reconciler = Reconciler(Tables(), settings, self._metrics)

@@ -278,10 +278,20 @@ def _pairs(entry: Elements) -> Iterator[tuple[bytes, Element | None, Element | N
         yield key, entry.removed.get(key), entry.added.get(key)
 
 
-def _rules(chains: dict[Id, Chain], of: Set, element: Element | None) -> frozenset[str] | None:
+def _rules(chains: Mapping[Id, Chain], of: Set, element: Element | None) -> frozenset[str] | None:
     """What allows in the chain that an element jumps to; None: nothing is judged."""
     chain = None if element is None or element.jump is None else chains.get((of.table, element.jump))
-    return None if chain is None else frozenset(chain.rules[:-1])
+    return None if chain is None else frozenset(_permitting(chains, chain))
+
+
+def _permitting(chains: Mapping[Id, Chain], group: Chain) -> Iterator[str]:
+    """The rules of a group's chain but for the drop; in the place of a chain that only jumps, the rules of that."""
+    for line in group.rules[:-1]:
+        target = chains.get((group.table, line.removeprefix("jump ")))
+        if target is not None and all(inner.startswith("jump ") for inner in target.rules):
+            yield from target.rules
+        else:
+            yield line
 
 
 def _kind(before: frozenset[str] | None, after: frozenset[str] | None) -> Kind:

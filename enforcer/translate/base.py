@@ -44,6 +44,8 @@ class BaseSettings:
         tunnel: what the packets of the tunnel between nodes are known by; None where there is none.
         close_own_networks: close the addresses of this node's pod networks that no pod is known for; for pods that
             another pod network attaches, of which nothing is known before their status says their address.
+        secret: decides which policies of a large isolation group share a chain, so that nobody can choose names of
+            policies that all fall to one.
     """
 
     pod_to_own_node: bool = False
@@ -52,6 +54,7 @@ class BaseSettings:
     not_masqueraded: tuple[Network, ...] = ()
     tunnel: Vxlan | None = None
     close_own_networks: bool = False
+    secret: bytes = field(default=b"", repr=False)
 
 
 EPOCH = names.epoch_set()

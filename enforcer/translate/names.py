@@ -60,6 +60,11 @@ def group_stem(group: Group) -> str:
     return f"{closed}{group.direction.value}/{namespace}/{policies}"
 
 
+def part_stem(group: Group, part: str) -> str:
+    """The words of a chain that jumps to some policies of an isolation group; groups of the namespace share it."""
+    return f"part/{group.direction.value}/{group.policies[0].partition('/')[0]}/{part}"
+
+
 @dataclass(frozen=True, slots=True)
 class DeniedCounter:
     """The counter of what is denied to an isolation group; printed and parsed here alone."""

@@ -7,7 +7,8 @@ rules of a policy grow with its size: the ports of an entry are one set, tested 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from enforcer.model.addresses import Family, format_interval, merged, subtract
@@ -26,6 +27,8 @@ _PEER_WORD = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
 _CLIENT, _SERVER = "ct original {ip} saddr", "ct reply {ip} saddr"
 _INLINE_RULES = 4
 """An entry of as many rules is not given a chain of its own."""
+FEW_POLICIES = 32
+"""An isolation group of as many policies jumps to each of them; one of more jumps to sixteen parts of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +256,31 @@ def group_counter(group: Group) -> Counter:
     return Counter(Table.POLICY, names.denied_counter(group), names.group_comment(group))
 
 
-def group_chain(group: Group, entries: Iterable[str]) -> Chain:
-    """The chain that decides for an isolation group: the chains of its policies in turn, then a counted drop."""
-    lines = (*(f"jump {entry}" for entry in entries), rule(counter=names.denied_counter(group), verdict="drop"))
-    return names.content_chain(names.group_stem(group), lines, names.group_comment(group))
+def group_chains(group: Group, entries: Mapping[str, str], secret: bytes) -> tuple[Chain, ...]:
+    """The chains that decide for an isolation group: those of its policies in turn, then a counted drop.
+
+    Above ``FEW_POLICIES`` the policies are in parts by a keyed digest of their names. Groups that differ in one policy
+    share all other parts, and an edit of a policy writes one part of a group again.
+
+    Args:
+        group: the isolation group.
+        entries: the name of each policy's chain, by the policy's key; in the group's order.
+        secret: the digest's key; who knows it can choose names that all fall to one part.
+
+    Returns:
+        Each chain after those that it jumps to; the last is the group's own.
+    """
+    parts = () if len(entries) <= FEW_POLICIES else _parts(group, entries, secret)
+    targets = [part.name for part in parts] or list(entries.values())
+    lines = (*(f"jump {target}" for target in targets), rule(counter=names.denied_counter(group), verdict="drop"))
+    return (*parts, names.content_chain(names.group_stem(group), lines, names.group_comment(group)))
+
+
+def _parts(group: Group, entries: Mapping[str, str], secret: bytes) -> tuple[Chain, ...]:
+    parts: dict[str, list[str]] = {}
+    for key, name in entries.items():
+        part = hashlib.blake2b(key.encode(), key=secret, digest_size=1).hexdigest()[0]
+        parts.setdefault(part, []).append(f"jump {name}")
+    return tuple(
+        names.content_chain(names.part_stem(group, part), tuple(jumps)) for part, jumps in sorted(parts.items())
+    )

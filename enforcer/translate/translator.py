@@ -26,9 +26,12 @@ _DEFAULT = base.BaseSettings()
 
 @dataclass(slots=True)
 class _Members:
-    """An isolation group: its chain, once it is written, and its addresses with the endpoints that claim them."""
+    """An isolation group: its chains, once they are written, and its addresses with the endpoints that claim them.
 
-    chain: Chain | None = None
+    The last of the chains is the group's own.
+    """
+
+    chains: tuple[Chain, ...] = ()
     addresses: dict[Address, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -48,10 +51,11 @@ class Translator:
         # What each policy in force has put, to take it away by; and how many of them use each set without pods.
         self._policies: dict[str, dict[Direction, rules.PolicyChains]] = {}
         self._set_users: dict[str, int] = {}
-        # Isolation groups, those of each policy, and what of them is to be written.
+        # Isolation groups, those of each policy, what of them is to be written, and how many use each chain.
         self._groups: dict[Group, _Members] = {}
         self._groups_of: dict[str, dict[Group, None]] = {}
         self._stale: dict[Group, None] = {}
+        self._chain_users: dict[str, int] = {}
         self._group_at: dict[tuple[Direction, Address], Group] = {}
         self._moved: dict[tuple[Direction, Address], Group | None] = {}
         for counter in base.static_counters(settings):
@@ -200,8 +204,7 @@ class Translator:
                 del self._groups_of[key]
         counter = rules.group_counter(group)
         self._ruleset.remove_counter(counter.table, counter.name)
-        if members.chain is not None:
-            self._ruleset.remove_chain(members.chain.table, members.chain.name)
+        self._release_chains(members.chains)
 
     def dispatch_changed(
         self, direction: Direction, address: Address, group: Group | None, keys: tuple[str, ...]
@@ -227,15 +230,25 @@ class Translator:
     def _write_group(self, group: Group) -> None:
         members = self._groups[group]
         policies = () if group.closed else group.policies
-        entries = [self._policies[key][group.direction].entry.name for key in policies]
-        before, members.chain = members.chain, rules.group_chain(group, entries)
-        if before == members.chain:
+        entries = {key: self._policies[key][group.direction].entry.name for key in policies}
+        before, members.chains = members.chains, rules.group_chains(group, entries, self.settings.secret)
+        if before == members.chains:
             return
-        self._ruleset.put_chain(members.chain)
-        if before is not None:
-            self._ruleset.remove_chain(before.table, before.name)
+        for chain in members.chains:
+            users = self._chain_users.get(chain.name, 0)
+            if users == 0:
+                self._ruleset.put_chain(chain)
+            self._chain_users[chain.name] = users + 1
+        self._release_chains(before)
         for address in members.addresses:
             self._moved[group.direction, address] = group
+
+    def _release_chains(self, chains: Iterable[Chain]) -> None:
+        for chain in chains:
+            self._chain_users[chain.name] -= 1
+            if self._chain_users[chain.name] == 0:
+                del self._chain_users[chain.name]
+                self._ruleset.remove_chain(chain.table, chain.name)
 
     def _write_dispatch(self, direction: Direction, address: Address, group: Group | None) -> None:
         of, isolated = _DISPATCH[direction, family_of(address)], _ISOLATED[direction, family_of(address)]
@@ -245,7 +258,7 @@ class Translator:
             return
         members = self._groups[group]
         owned = _owned_by(members.addresses[address])
-        chain = members.chain.name if members.chain is not None else None
+        chain = members.chains[-1].name if members.chains else None
         self._ruleset.put_element(of.table, of.name, address, Element(owned.comment, chain))
         self._ruleset.put_element(isolated.table, isolated.name, address, owned)
 

@@ -28,7 +28,7 @@ from tests.policy.model import Event, Model
 from tests.policy.strategies import policies
 from tests.policy.test_oracles import events
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("group_chains")]
 
 FIRST_VERSION = Path(__file__).parent / "first-version.nft"
 

@@ -15,7 +15,7 @@ from enforcer.ruleset.evaluate import RulesetView, View, evaluate
 from enforcer.ruleset.objects import Chain, Use
 from enforcer.ruleset.plan import Purpose, Step, plan
 from enforcer.ruleset.ruleset import Ruleset, difference
-from enforcer.translate.base import EPOCH, epoch_elements, stamp_chain
+from enforcer.translate.base import EPOCH, BaseSettings, epoch_elements, stamp_chain
 from enforcer.translate.translator import Translator
 
 PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp"}
@@ -29,9 +29,10 @@ class Model:
     """Events in, steps out."""
 
     ruleset: Ruleset = field(default_factory=Ruleset)
+    settings: BaseSettings = field(default_factory=BaseSettings)
 
     def __post_init__(self) -> None:
-        self.translator = Translator(self.ruleset)
+        self.translator = Translator(self.ruleset, self.settings)
         self.index = PolicyIndex(self.translator)
 
     def put(self, *events: Event) -> None:

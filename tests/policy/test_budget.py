@@ -10,7 +10,9 @@ from enforcer.model.objects import Direction, IPBlock, NetworkPolicy, PodPeer, P
 from enforcer.model.selectors import LabelSelector, Operator, Requirement
 from enforcer.policy.budget import Budget, Cost, Limits, cost_of
 from enforcer.policy.endpoints import Endpoint
-from enforcer.translate.rules import policy_chains
+from enforcer.ruleset.objects import Chain
+from enforcer.translate.base import BaseSettings
+from enforcer.translate.rules import FEW_POLICIES, policy_chains
 from tests.policy import strategies
 from tests.policy.model import Model
 
@@ -118,17 +120,51 @@ def test_what_is_rejected_depends_on_what_is_there_alone(events) -> None:
     assert present == expected
 
 
-def test_many_policies_that_select_the_same_pods_make_one_chain_that_jumps_to_each_once() -> None:
-    for pods, count in ((10, 50), (40, 50), (40, 300)):
+def group_chains(model: Model) -> list[Chain]:
+    """The chains of isolation groups, and the parts of them that they share."""
+    return [chain for chain in model.ruleset.chains.values() if chain.name.startswith(("ingress/x/", "part/"))]
+
+
+def test_many_policies_that_select_the_same_pods_are_each_jumped_to_once() -> None:
+    for pods, count, chains in ((10, FEW_POLICIES, 1), (10, 50, 17), (40, 50, 17), (40, 300, 17)):
         model = Model()
         for number in range(pods):
             address = parse_address(f"10.0.{number}.1")
             model.put(("endpoint", f"x/p{number}", Endpoint(f"x/p{number}", "x", (address,), local=True)))
         model.put(*(("policy", f"x/{n}", large(f"{n}", 3, 3)) for n in range(count)))
-        chains = [chain for chain in model.ruleset.chains.values() if chain.name.startswith("ingress/x/")]
-        assert [len(chain.rules) for chain in chains] == [count + 1]
+        found = group_chains(model)
+        assert len(found) <= chains
+        # A jump to each policy, one to each part, and the drop.
+        assert count < sum(len(chain.rules) for chain in found) <= count + chains
         # A policy's own rules, its entry's, and the same for ICMP errors.
         assert sum(len(chain.rules) for chain in model.ruleset.chains.values() if "policy/" in chain.name) < 25 * count
+
+
+def test_an_edit_of_a_policy_writes_one_part_of_each_group_again_whoever_else_is_left_out() -> None:
+    pods, count = 60, 200
+    # Whatever the names are: nobody who writes policies knows the secret.
+    model = Model(settings=BaseSettings(secret=b"of this node"))
+    for number in range(pods):
+        address, labels = parse_address(f"10.0.{number}.1"), {"n": f"{number}"}
+        model.put(("endpoint", f"x/p{number}", Endpoint(f"x/p{number}", "x", (address,), local=True, labels=labels)))
+
+    def others(number: int, port: int) -> NetworkPolicy:
+        """A policy that leaves one pod out."""
+        selector = LabelSelector.of(Requirement("n", Operator.NOT_IN, (f"{number}",)))
+        rule = PolicyRule(ports=(PolicyPort(port=port),))
+        return NetworkPolicy("x", f"{number}", selector, {Direction.INGRESS: (rule,)})
+
+    model.put(*(("policy", f"x/{number}", others(number, 80)) for number in range(count)))
+    model.ruleset.take()
+    model.put(("policy", "x/7", others(7, 81)))
+    change = model.ruleset.take()
+    written = [
+        d.after for d in change.chains if d.after is not None and d.after.name.startswith(("ingress/x/", "part/"))
+    ]
+    # A group's chain has a jump to each part and the drop; a part has a sixteenth of the policies, more or less.
+    assert len(written) > pods - 1
+    assert sum(len(chain.rules) for chain in written) < pods * (17 + count // 4)
+    assert sum(len(chain.rules) for chain in group_chains(model)) < pods * (17 + count // 4)
 
 
 def test_a_rejected_policy_keeps_no_rules() -> None:

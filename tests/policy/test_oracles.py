@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,8 @@ from enforcer.ruleset.listing import listing
 from enforcer.translate.translator import translate
 from tests.policy.model import Kernel, Model, Tracked
 from tests.policy.strategies import ADDRESSES, NAMESPACES, endpoints, labels, policies
+
+pytestmark = pytest.mark.usefixtures("group_chains")
 
 FLOWS = [(1, None), *itertools.product((6, 17, 132), (53, 80, 81, 82, 83))]
 CONNECTIONS = [

@@ -35,6 +35,8 @@ from tests.policy.model import Event, Kernel, Model, Tracked
 from tests.policy.strategies import policies
 from tests.policy.test_oracles import SOME_CONNECTIONS, events
 
+pytestmark = pytest.mark.usefixtures("group_chains")
+
 HELD_UP_PACKETS, HOLD_UP = 4, 0.3
 """How many packets of a connection come in each state, and how likely each is held up before a look-up."""
 LOOKUPS = 30
