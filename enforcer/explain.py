@@ -179,7 +179,7 @@ def _model_reason(decision: Decision) -> str:
         return "closed: the pod's object is not known yet, or two pods claim its address"
     names = ", ".join(decision.group.policies)
     if decision.group.closed:
-        return f"closed: rejected, or together with a rejected policy: {names}"
+        return f"closed by rejected policies: {names}"
     return f"isolated by {names}, and no rule of theirs matches"
 
 

@@ -14,6 +14,8 @@ from enforcer.cli import common
 from enforcer.config import reference
 from enforcer.lock import Lock, LockError
 
+_STATE = ("state.db*", "denied.json", "secret", "*.sock")
+"""What an agent leaves in its run directory, beside the lock."""
 _EXECUTABLE = Path(cni.__file__).parent.parent / "build" / "cni" / "drawbridge"
 
 
@@ -68,7 +70,7 @@ def uninstall(run_dir: Path, cni_bin_dir: Path, cni_conf_dir: Path) -> None:
         click.echo(f"removed {removed}")
     Tables().remove()
     click.echo("removed the nftables tables")
-    for path in (*run_dir.glob("state.db*"), *run_dir.glob("*.sock")):
+    for path in (found for pattern in _STATE for found in run_dir.glob(pattern)):
         path.unlink(missing_ok=True)
         click.echo(f"removed {path}")
     lock.remove()

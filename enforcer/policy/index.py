@@ -8,7 +8,8 @@ last ``dispatch``, however many policies changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from bisect import bisect_left, insort
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,7 +17,7 @@ from enforcer.model.addresses import Address
 from enforcer.model.objects import Direction, NetworkPolicy
 from enforcer.model.selectors import Labels
 from enforcer.policy.endpoints import Endpoint, Standing
-from enforcer.policy.isolation import Group, group_of, group_of_address, selects
+from enforcer.policy.isolation import NAMED_POLICIES, Group, group_of, group_of_address, selects
 from enforcer.policy.resolve import Cluster
 from enforcer.policy.selector_index import SelectorIndex
 from enforcer.policy.sets import Element, NamedPort, PodSelection, PodSet, sets_of
@@ -65,6 +66,38 @@ class _Members:
     owners: dict[Element, tuple[str, ...]] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class _Selecting:
+    """The policies that select an endpoint: all, those in force, and in order those that are rejected."""
+
+    keys: set[str] = field(default_factory=set)
+    accepted: set[str] = field(default_factory=set)
+    rejected: dict[Direction, list[str]] = field(default_factory=lambda: {direction: [] for direction in Direction})
+
+    def add(self, policy: NetworkPolicy) -> None:
+        """Take in a policy that was not here."""
+        self.keys.add(policy.key)
+        if policy.rejected is None:
+            self.accepted.add(policy.key)
+            return
+        for direction in policy.rules:
+            insort(self.rejected[direction], policy.key)
+
+    def remove(self, policy: NetworkPolicy) -> None:
+        """Undo ``add``."""
+        self.keys.remove(policy.key)
+        if policy.rejected is None:
+            self.accepted.remove(policy.key)
+            return
+        for direction in policy.rules:
+            keys = self.rejected[direction]
+            del keys[bisect_left(keys, policy.key)]
+
+    def deciding(self, direction: Direction) -> Collection[str]:
+        """The policies that decide in which isolation group the endpoint is: if one is rejected, few that are."""
+        return self.rejected[direction][:NAMED_POLICIES] or self.accepted
+
+
 class PolicyIndex:
     """Namespaces, endpoints and policies, and their meaning for this node, kept up to date.
 
@@ -80,7 +113,7 @@ class PolicyIndex:
         # Policies by whom they select; the local endpoints that each one does select, and the reverse.
         self._subjects: SelectorIndex[str] = SelectorIndex()
         self._selected: dict[str, set[str]] = {}
-        self._selecting: dict[str, set[str]] = {}
+        self._selecting: dict[str, _Selecting] = {}
         # The sets that policies in force use, and the ways to find those that an endpoint may be in.
         self._sets: dict[PodSet, _Members] = {}
         self._selections: SelectorIndex[PodSelection] = SelectorIndex()
@@ -155,10 +188,12 @@ class PolicyIndex:
             }
             if now_selected:
                 self._selected[key] = now_selected
-        for endpoint_key in was_selected - now_selected:
-            self._selecting[endpoint_key].discard(key)
-        for endpoint_key in now_selected:
-            self._selecting[endpoint_key].add(key)
+        if before is not None:
+            for endpoint_key in was_selected:
+                self._selecting[endpoint_key].remove(before)
+        if policy is not None:
+            for endpoint_key in now_selected:
+                self._selecting[endpoint_key].add(policy)
         self._put_in_force(before if was_selected else None, policy if now_selected else None)
         for endpoint_key in was_selected | now_selected:
             self._touched.update(dict.fromkeys(self._endpoints[endpoint_key].addresses))
@@ -265,10 +300,15 @@ class PolicyIndex:
         if present is None:
             return
         key = present.key
-        was_selecting = self._selecting.pop(key, set())
+        selecting = self._selecting.pop(key, None) or _Selecting()
+        was_selecting = set(selecting.keys)
         now_selecting = set() if new is None else self._policies_selecting(new)
         if new is not None:
-            self._selecting[key] = now_selecting
+            for policy in was_selecting - now_selecting:
+                selecting.remove(self._policies[policy])
+            for policy in now_selecting - was_selecting:
+                selecting.add(self._policies[policy])
+            self._selecting[key] = selecting
         for policy in now_selecting - was_selecting:
             if not self._selected.get(policy):
                 self._put_in_force(None, self._policies[policy])
@@ -310,12 +350,16 @@ class PolicyIndex:
     def _redispatch(self, address: Address) -> None:
         """Work out the group of a local address anew."""
         claimants = self._claimants(address)
-        selecting = [
-            (self._endpoints[key], [self._policies[policy] for policy in self._selecting[key]]) for key in claimants
-        ]
         for direction in Direction:
             before, keys = self._dispatch.get((direction, address), (None, ()))
-            groups = [group_of(endpoint, policies, direction) for endpoint, policies in selecting]
+            groups = [
+                group_of(
+                    self._endpoints[key],
+                    [self._policies[policy] for policy in self._selecting[key].deciding(direction)],
+                    direction,
+                )
+                for key in claimants
+            ]
             group = group_of_address(groups, direction) if groups else None
             if group == before and (group is None or keys == claimants):
                 continue

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from heapq import nsmallest
 
 from enforcer.model.objects import Direction, NetworkPolicy
 from enforcer.policy.endpoints import Endpoint, Standing
+
+NAMED_POLICIES = 3
+"""As many rejected policies a closed group names; their number has no bound."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
     """Why addresses are isolated in one direction.
 
-    ``policies`` are the keys of all policies that isolate, in order. A ``closed`` group allows nothing: one of its
-    policies is rejected or, where it has no policies, it is not known what its addresses may do.
+    ``policies`` are the keys of all policies that isolate, in order. A ``closed`` group allows nothing: its
+    ``policies`` are the first of those that are rejected, at most ``NAMED_POLICIES``; or it has none, where it is not
+    known what its addresses may do.
     """
 
     direction: Direction
@@ -34,13 +39,11 @@ def group_of(endpoint: Endpoint, policies: Collection[NetworkPolicy], direction:
             return None
         case Standing.POD:
             isolating = [policy for policy in policies if direction in policy.rules]
-            if not isolating:
-                return None
-            return Group(
-                direction,
-                tuple(sorted(policy.key for policy in isolating)),
-                closed=any(policy.rejected is not None for policy in isolating),
-            )
+            rejected = nsmallest(NAMED_POLICIES, (policy.key for policy in isolating if policy.rejected is not None))
+            if rejected:
+                return Group(direction, tuple(rejected), closed=True)
+            keys = tuple(sorted(policy.key for policy in isolating))
+            return Group(direction, keys, closed=False) if keys else None
 
 
 def group_of_address(groups: Collection[Group | None], direction: Direction) -> Group | None:

@@ -95,7 +95,7 @@ def group_comment(group: Group) -> str:
     """Why the pods of a group are isolated."""
     if not group.policies:
         return comment_of("closed: the pod is not known yet, or two claim its address")
-    how = "closed: rejected, or with a rejected one:" if group.closed else "isolated by"
+    how = "closed by rejected" if group.closed else "isolated by"
     return comment_of(f"{how} {', '.join(group.policies)}")
 
 

@@ -10,6 +10,7 @@ from enforcer.model.objects import Direction, IPBlock, NetworkPolicy, PodPeer, P
 from enforcer.model.selectors import LabelSelector, Operator, Requirement
 from enforcer.policy.budget import Budget, Cost, Limits, cost_of
 from enforcer.policy.endpoints import Endpoint
+from enforcer.policy.isolation import Group
 from enforcer.ruleset.objects import Chain
 from enforcer.translate.base import BaseSettings
 from enforcer.translate.rules import FEW_POLICIES, policy_chains
@@ -174,3 +175,23 @@ def test_a_rejected_policy_keeps_no_rules() -> None:
     assert judged is not None
     assert judged.rejected
     assert judged.rules == {Direction.INGRESS: ()}
+
+
+def test_rejected_policies_cost_a_pod_no_more_however_many_they_are() -> None:
+    model, count = Model(), 2_000
+    for number in range(20):
+        address = parse_address(f"10.0.{number}.1")
+        model.put(("endpoint", f"x/p{number}", Endpoint(f"x/p{number}", "x", (address,), local=True)))
+    rejected = [NetworkPolicy("x", f"{n:05}", rules={Direction.INGRESS: ()}, rejected="too many") for n in range(count)]
+    model.put(*(("policy", policy.key, policy) for policy in rejected[:-1]))
+    (group,) = model.translator.denied.values()
+    assert group == Group(Direction.INGRESS, ("x/00000", "x/00001", "x/00002"), closed=True)
+    model.ruleset.take()
+    model.put(("policy", rejected[-1].key, rejected[-1]))
+    assert not model.ruleset.take()
+    # The names of a closed group are of the present state only.
+    model.put(*(("policy", policy.key, None) for policy in rejected[1:]))
+    (group,) = model.translator.denied.values()
+    assert group.policies == ("x/00000",)
+    model.put(("policy", rejected[0].key, None))
+    assert not model.translator.denied
