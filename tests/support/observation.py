@@ -20,10 +20,11 @@ _READY_SECONDS = 3.0
 class Observation:
     """What was seen of a change that forbids the flows ``cut``, leaves the flows ``kept`` alone, and is taken back.
 
-    ``commit`` is when the last transaction of the change was notified; ``late`` holds, by flow, when packets were sent
-    that passed after it. ``came`` and ``passed`` are counted while the change stands, from when status says that it
-    does. ``lost`` is how many packets did not arrive, by flow that was left alone and lost any; errors, which are about
-    a flow and not of it, are not counted. ``dead`` are the flows that did not go on when they were allowed again.
+    ``commit`` is when the last transaction of the change was notified, before the next epoch began; ``late`` holds, by
+    flow, when packets were sent that passed after it. ``came`` and ``passed`` are counted while the change stands, from
+    when status says that it does. ``lost`` is how many packets did not arrive, by flow that was left alone and lost
+    any; errors, which are about a flow and not of it, are not counted. ``dead`` are the flows that did not go on when
+    they were allowed again.
     ``ready`` says whether what was waited for before the change came.
     """
 

@@ -20,6 +20,9 @@ CUT = range(10000, 20000)
 # linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
 _NFNLGRP_NFTABLES = 7
 _NFT_MSG_NEWGEN, _NFT_MSG_GETGEN = 10 << 8 | 15, 10 << 8 | 16
+_NFT_MSG_NEWSETELEM = 10 << 8 | 12
+# NFTA_SET_ELEM_LIST_SET: the set of the stamps that are trusted.
+_OF_EPOCH = b"\x0a\x00\x02\x00epoch\x00"
 _LOOK_SECONDS = 0.2
 
 # Before and after all base chains of ours; errors are told by the connection that they are about.
@@ -43,11 +46,13 @@ _COUNTERS = "".join(
 class Commit:
     """A commit: the generation that it began, and when its notification was read, in nanoseconds (monotonic).
 
-    That is never before the commit, and tens of microseconds after it where the machine is idle.
+    That is never before the commit, and tens of microseconds after it where the machine is idle. One that
+    ``begins_epoch`` comes some 10 ms after a change, and is none.
     """
 
     generation: int
     moment: int
+    begins_epoch: bool
 
 
 class Watch:
@@ -90,10 +95,10 @@ class Watch:
         return present
 
     def last_commit(self, after: int) -> int | None:
-        """The moment of the last commit after a generation, if there was one."""
+        """The moment of the last commit of a change after a generation, if there was one."""
         self.generation()
-        last = self._commits[-1]
-        return last.moment if last.generation > after else None
+        moments = (c.moment for c in reversed(self._commits) if c.generation > after and not c.begins_epoch)
+        return next(moments, None)
 
     def counted(self) -> tuple[int, int]:
         """How many packets of the connections to ports ``CUT`` came to our base chains, and how many passed them."""
@@ -102,17 +107,19 @@ class Watch:
         return counts["came"], counts["passed"]
 
     def _run(self) -> None:
+        begins_epoch = False
         while not self._done.is_set():
             try:
                 data = self._socket.recv(1 << 18)
             except TimeoutError:
                 continue
             now = time.monotonic_ns()
-            self._commits += [
-                Commit(_generation(payload), now)
-                for kind, payload in nfnetlink.messages(data)
-                if kind == _NFT_MSG_NEWGEN
-            ]
+            for kind, payload in nfnetlink.messages(data):
+                if kind == _NFT_MSG_NEWSETELEM and _OF_EPOCH in payload:
+                    begins_epoch = True
+                elif kind == _NFT_MSG_NEWGEN:
+                    self._commits.append(Commit(_generation(payload), now, begins_epoch))
+                    begins_epoch = False
 
 
 def _generation(payload: bytes) -> int:
