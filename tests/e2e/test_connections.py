@@ -104,6 +104,7 @@ CHANGES = [
     Change("agent restarted", INGRESS, world(OPEN), world(SHUT), restart),
     Change("agent restarted without its table", INGRESS, world(OPEN), world(SHUT), restart_without_table),
     Change("ingress policy edited beside 10000 connections", INGRESS, world(OPEN), world(SHUT), others=10_000),
+    Change("ingress policy edited beside 200000 connections", INGRESS, world(OPEN), world(SHUT), others=200_000),
 ]  # fmt: skip
 
 
