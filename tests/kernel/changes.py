@@ -38,13 +38,15 @@ ELSEWHERE = 9000
 class Change:
     """Two states, and the way from each to the other.
 
-    ``swaps`` are enough for a flood to find what one transaction for everything leaks or loses.
+    ``swaps`` are enough for a flood to find what one transaction for everything leaks or loses. ``closes``: pods that a
+    killed agent left between the halves of a switch are closed for a moment by the next, so packets are lost.
     """
 
     one: State
     other: State
     swap: Callable[[Engine, Laboratory, State], None]
     swaps: int
+    closes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,10 @@ def commit(engine: Engine, _: Laboratory, state: State) -> None:
 
 def restart(engine: Engine, _: Laboratory, state: State) -> None:
     engine.restart(state)
+
+
+def kill(engine: Engine, _: Laboratory, state: State) -> None:
+    engine.kill(state)
 
 
 def repair(engine: Engine, laboratory: Laboratory, state: State) -> None:
@@ -176,6 +182,11 @@ MUCH = (
     tiers(STEADY_IN, STEADY_IN, IN, BESIDE, *ROLES, server=TIER_B, client=X),
 )
 """The server moves to a new group, and the client is relabelled and isolated by it."""
+MIXED = (
+    state(IN, egress("out", CLIENT, allow(TO_SERVER))),
+    state(ingress("in", SERVER, allow(FROM_CLIENT)), OUT),
+)
+"""Rules of one direction tightened, of the other loosened."""
 
 CHANGES = {
     "new isolation group": Change(state(IN), state(IN, ingress("more", SERVER, ELSEWHERE_IN)), commit, 2000),
@@ -223,13 +234,10 @@ CHANGES = {
         2000,
     ),
     "peer relabelled, and isolated by it": Change(state(*ROLES), state(*ROLES, client=X), commit, 2000),
-    "rules of one direction tightened, of the other loosened": Change(
-        state(IN, egress("out", CLIENT, allow(TO_SERVER))),
-        state(ingress("in", SERVER, allow(FROM_CLIENT)), OUT),
-        commit,
-        2000,
-    ),
+    "rules of one direction tightened, of the other loosened": Change(*MIXED, commit, 2000),
     "one direction isolated, the other no more": Change(state(IN), state(OUT), commit, 2000),
+    "killed in a change": Change(*MUCH, kill, 180, closes=True),
+    "killed in a switch of two halves": Change(*MIXED, kill, 180, closes=True),
     "whole render": Change(*MUCH, restart, 300),
     "whole render, nothing changed": Change(MUCH[0], MUCH[0], restart, 300),
     "repair": Change(*MUCH, repair, 400),

@@ -14,9 +14,13 @@ from enforcer.model.changes import Change
 from enforcer.model.objects import NetworkPolicy, Object, Pod
 from enforcer.reconcile.reconciler import Reconciler, Settings
 from enforcer.reconcile.stamps import STAMP_KERNEL, StampKernel
+from enforcer.ruleset.plan import Step
 
 NODE = "node"
 _SECONDS = 30.0
+_LOOK_SECONDS = 0.01
+_STEPS = 6
+"""As many transactions as a change has, and its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,24 @@ class State:
                     yield Change(kind, key, new.get(key))
 
 
+class _Mortal(Tables):
+    """Tables whose process ends when it is to commit one transaction more than it has ``left`` (None: never)."""
+
+    left: int | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = threading.Event()
+
+    def commit(self, step: Step) -> None:
+        if self.left is not None:
+            if self.left == 0:
+                self.ended.set()
+                raise SystemExit
+            self.left -= 1
+        super().commit(step)
+
+
 class Engine:
     """Has the kernel hold what a state says, by the way that is asked for; a context manager.
 
@@ -48,7 +70,8 @@ class Engine:
     def __init__(self, *, stamped: bool = False) -> None:
         self._stamped = stamped
         self._stack = contextlib.ExitStack()
-        self._tables = Tables()
+        self._tables = _Mortal()
+        self._kills = 0
 
     def __enter__(self) -> Self:
         return self
@@ -75,6 +98,17 @@ class Engine:
         """Carry the tables over from the state before, in one batch."""
         self._put(state)
         self._settle()
+
+    def kill(self, state: State) -> None:
+        """Begin to carry the tables over, end after no transaction, one or more by turns, and start again."""
+        self._tables.left = self._kills % _STEPS
+        self._kills += 1
+        self._put(state)
+        while not self._tables.ended.is_set() and not self._loop.barrier(_LOOK_SECONDS):
+            pass
+        self._tables.left = None
+        self._tables.ended.clear()
+        self.restart(state)
 
     def repair(self, state: State) -> None:
         """The same in one batch with the news that others have changed the tables."""

