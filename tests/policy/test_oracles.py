@@ -8,12 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from enforcer.explain import connection_fields
+from enforcer.model.addresses import parse_address
 from enforcer.policy.resolve import Cluster, resolve
 from enforcer.policy.verdict import Connection
-from enforcer.ruleset.evaluate import RulesetView
+from enforcer.ruleset.evaluate import RulesetView, evaluate
 from enforcer.ruleset.listing import listing
+from enforcer.translate.base import BaseSettings
 from enforcer.translate.translator import translate
-from tests.policy.model import Kernel, Model, Tracked
+from tests.policy.model import PROTOCOLS, Kernel, Model, Tracked
 from tests.policy.strategies import ADDRESSES, NAMESPACES, endpoints, labels, policies
 
 pytestmark = pytest.mark.usefixtures("group_chains")
@@ -25,6 +28,9 @@ CONNECTIONS = [
     if len(source) == len(destination)
     for protocol, port in FLOWS
 ]
+NODE = {4: parse_address("10.0.0.9"), 16: parse_address("fd00::9")}
+"""The node's own addresses, by their length; in reach of some ipBlocks."""
+TO_NODE = [Connection(source, NODE[len(source)], *flow) for source, flow in itertools.product(ADDRESSES, FLOWS)]
 # Enough to meet each kind of peer and port; the states between two steps are many.
 SOME_CONNECTIONS = [p for p in CONNECTIONS if (p.protocol, p.port) in {(6, 80), (6, 81)}]
 
@@ -94,6 +100,22 @@ def test_packets_of_both_directions_pass_as_the_api_reads_the_connection(pods, f
         allowed = model.allows(connection)
         for reply, error in itertools.product((False, True), repeat=2):
             assert Tracked(connection).passes(view, reply=reply, error=error) is allowed, connection
+
+
+@pytest.mark.parametrize("pod_to_own_node", [False, True], ids=["by policy", "let pass"])
+@settings(max_examples=60, deadline=None)
+@given(st.lists(endpoints(), min_size=2, max_size=4), st.lists(policies, min_size=1, max_size=4))
+def test_what_pods_send_to_their_node_passes_as_their_egress_policy_says(pod_to_own_node, pods, found) -> None:
+    model = Model(settings=BaseSettings(pod_to_own_node=pod_to_own_node))
+    model.put(*(("endpoint", pod.key, pod) for pod in pods), *(("policy", policy.key, policy) for policy in found))
+    view = RulesetView(model.ruleset)
+    for connection in TO_NODE:
+        allowed = pod_to_own_node or model.allows(connection)
+        tracked = connection_fields(connection, PROTOCOLS[connection.protocol])
+        # Node-local DNS: no connection is known, so only the headers tell.
+        of_header = {field: value for field, value in tracked.items() if not field.startswith("ct ")}
+        for fields in (tracked, of_header | {"ct state": "untracked"}):
+            assert evaluate(view, "to-node", fields).accepted is allowed, (connection, fields["ct state"])
 
 
 @settings(max_examples=40, deadline=None)
