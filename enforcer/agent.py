@@ -132,6 +132,7 @@ class Agent:
         self._events: EventWriter | None = None
         self._kernel = Findings("", (), ())
         self._source, self._source_name = self._open_source()
+        self._reconciler.read_policies_by(self._source.read_again)
         self._store = Store(options.run_dir / "state.db")
         self._node = Node(bridge_netfilter=config.bridge_netfilter, tunnels=tunnels)
         self._operations = Operations(

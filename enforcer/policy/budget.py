@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 
 from enforcer.model.addresses import Family, merged
 from enforcer.model.objects import IPBlock, NetworkPolicy, PodPeer, PolicyRule, Protocol
-from enforcer.model.selectors import LabelSelector
+from enforcer.model.selectors import EVERYTHING, LabelSelector
 
 # A policy is a jump in the chain of each isolation group that it is in, of which its pods may be as many.
 _RULES_A_POLICY = 10
 FEW_BLOCKS = 4
 """As many ipBlocks of an entry and family are rules of their own; more are one set of all their intervals."""
+# A rejected policy keeps no more than that of its pod selector, however many there are.
+_KEPT_SELECTOR_BYTES = 4 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,8 @@ class _Namespace:
     """The policies of a namespace.
 
     ``order`` are the names of those that are within the limits of one, ``costs`` what they cost, ``cutoff`` the first
-    for which nothing is left, ``too_large`` why the others are rejected.
+    for which nothing is left, ``too_large`` why the others are rejected, ``reduced`` those within the limits of one
+    that are no longer kept as they are.
     """
 
     policies: dict[str, NetworkPolicy] = field(default_factory=dict)
@@ -113,6 +116,7 @@ class _Namespace:
     total: Cost = field(default_factory=Cost)
     cutoff: str | None = None
     too_large: dict[str, str] = field(default_factory=dict)
+    reduced: set[str] = field(default_factory=set)
 
 
 class Budget:
@@ -121,11 +125,20 @@ class Budget:
     In a namespace that asks for too much, policies are counted in the order of their names up to the first for which
     nothing is left: it and those after it are rejected. So a policy's fate depends on its own namespace alone, and not
     on what was before.
+
+    Of a rejected policy only what it closes is kept, since a namespace's owner may write any number of them. One that
+    has room again stays closed until it has been read again (see ``take_unread``).
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._namespaces: dict[str, _Namespace] = {}
+        self._unread: dict[str, None] = {}
+
+    def take_unread(self) -> list[str]:
+        """The policies to ``put`` again, as the source has them: there is room for them, and their rules are gone."""
+        unread, self._unread = list(self._unread), {}
+        return unread
 
     def put(self, key: str, policy: NetworkPolicy | None) -> list[tuple[str, NetworkPolicy | None]]:
         """Put or remove (None) a policy.
@@ -148,11 +161,12 @@ class Budget:
             del namespace.order[bisect_left(namespace.order, key)]
         namespace.too_large.pop(key, None)
         namespace.policies.pop(key, None)
+        namespace.reduced.discard(key)
         if policy is None:
             return
-        namespace.policies[key] = policy
         if policy.rejected is not None:
             # It costs nothing, and has its reason.
+            namespace.policies[key] = _reduced(policy)
             return
         cost = cost_of(policy)
         excess = cost.excess(self._limits.policy)
@@ -162,8 +176,9 @@ class Budget:
                 f"it needs {found} {excess}, and a policy may have {most}: split it, or configure a higher limit"
             )
             # Nothing makes it smaller but another event.
-            namespace.policies[key] = _without_rules(policy)
+            namespace.policies[key] = _reduced(policy)
         else:
+            namespace.policies[key] = policy
             namespace.costs[key] = cost
             namespace.total += cost
             insort(namespace.order, key)
@@ -185,14 +200,24 @@ class Budget:
             return None
         reason = namespace.too_large.get(key)
         if key in namespace.costs and namespace.cutoff is not None and key >= namespace.cutoff:
+            policy = namespace.policies[key] = _reduced(policy)
+            namespace.reduced.add(key)
             most = ", ".join(f"{figure} {word}" for word, figure in dataclasses.asdict(self._limits.namespace).items())
             reason = f"up to here namespace {name} needs more than {most}: remove some, or configure a higher limit"
-        return policy if reason is None else dataclasses.replace(_without_rules(policy), rejected=reason)
+        elif key in namespace.reduced:
+            self._unread[key] = None
+            reason = f"namespace {name} has room for it again, and it has not been read again yet"
+        return policy if reason is None else dataclasses.replace(policy, rejected=reason)
 
 
-def _without_rules(policy: NetworkPolicy) -> NetworkPolicy:
-    """A policy that closes what it selects, without the memory that its rules take."""
-    return dataclasses.replace(policy, rules=dict.fromkeys(policy.rules, ()))
+def _reduced(policy: NetworkPolicy) -> NetworkPolicy:
+    """A policy that closes what it selects, without the memory that its rules take.
+
+    With a pod selector too large to be kept, it closes every pod of its namespace.
+    """
+    kept = _selector_bytes(policy.pod_selector) <= _KEPT_SELECTOR_BYTES
+    selector = policy.pod_selector if kept else EVERYTHING
+    return dataclasses.replace(policy, pod_selector=selector, rules=dict.fromkeys(policy.rules, ()))
 
 
 def _between(order: list[str], before: str | None, after: str | None) -> list[str]:

@@ -12,7 +12,7 @@ import functools
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
@@ -139,6 +139,7 @@ class Reconciler:
         self._budget = Budget(settings.limits)
         self._policies: dict[str, NetworkPolicy] = {}
         self._hear_rejections: Callable[[Sequence[Rejection]], None] | None = None
+        self._read_again: Callable[[Collection[str]], None] | None = None
         self._rejected: dict[str, Rejection] = {}
         self._rejected_before: dict[str, Rejection] = {}
         self._changed_policies: set[str] = set()
@@ -170,6 +171,10 @@ class Reconciler:
     def follow_rejections(self, hear: Callable[[Sequence[Rejection]], None]) -> None:
         """Have ``hear`` called on the loop's thread with all policies rejected, when others are; before ``start``."""
         self._hear_rejections = hear
+
+    def read_policies_by(self, read_again: Callable[[Collection[str]], None]) -> None:
+        """Have ``read_again`` called on the loop's thread with keys of policies to be put again; before ``start``."""
+        self._read_again = read_again
 
     def start(self) -> None:
         """Start the loop."""
@@ -367,6 +372,8 @@ class Reconciler:
                 self._changed_policies.add(other)
                 self._put_policy(other, judged)
                 _put(self._policies, other, judged)
+            if (unread := self._budget.take_unread()) and self._read_again is not None:
+                self._read_again(unread)
         else:
             namespace = _as(Namespace, value)
             self._index.set_namespace(key, namespace.labels if namespace else None)

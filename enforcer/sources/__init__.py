@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,6 +44,9 @@ class Source(Protocol):
 
     def catch_up(self, seconds: float) -> bool:
         """Return when all that is there now has been handed on; False if that takes longer."""
+
+    def read_again(self, policies: Collection[str]) -> None:
+        """Hand on these policies (keys) as they are now, whether or not they are different, soon; any thread."""
 
     def rejections(self) -> tuple[Rejection, ...]:
         """What cannot be used, and why."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from urllib.parse import urlencode
@@ -31,7 +31,8 @@ from enforcer.sources.transport import StatusError, request
 
 log = structlog.get_logger()
 
-_PAGE = 500
+# A page that is larger is asked for again with fewer objects, since one object may be of 1.5 MB.
+_PAGE_BYTES = 8 << 20
 # The server ends a watch after this many seconds; jitter keeps nodes from coming back together.
 _WATCH_SECONDS = (240, 480)
 # A watch that is silent for so long, without even a bookmark, is taken for dead.
@@ -44,19 +45,26 @@ _GONE = 410
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A collection of the API. ``fields`` is a field selector that spares the server what is not used."""
+    """A collection of the API.
+
+    ``fields`` is a field selector that spares the server what is not used. ``page`` is how many objects are asked for
+    at once at most. ``large`` ones are handed on one at a time, so that a list of them is never in memory at once.
+    """
 
     kind: type[Object]
     path: str
     fields: str = ""
+    page: int = 500
+    large: bool = False
 
 
 RESOURCES = (
     Resource(Namespace, "/api/v1/namespaces"),
     Resource(Node, "/api/v1/nodes"),
     Resource(Pod, "/api/v1/pods", "status.phase!=Succeeded,status.phase!=Failed,spec.hostNetwork=false"),
-    Resource(NetworkPolicy, "/apis/networking.k8s.io/v1/networkpolicies"),
+    Resource(NetworkPolicy, "/apis/networking.k8s.io/v1/networkpolicies", page=50, large=True),
 )
+_POLICY = "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies"
 
 
 class _ListMeta(msgspec.Struct, rename="camel", frozen=True):
@@ -114,6 +122,10 @@ class _Health:
     trouble: str = ""
 
 
+class _BehindError(Exception):
+    """The server answered with an older state than it did before."""
+
+
 class ApiSource:
     """Hands on what the API holds, and then each difference.
 
@@ -137,7 +149,11 @@ class ApiSource:
         self._unlisted = {resource.kind for resource in RESOURCES}
         self._health = {resource.kind: _Health() for resource in RESOURCES}
         self._refused: dict[tuple[type[Object], str], Rejection] = {}
+        self._unread: dict[str, None] = {}
         self._threads = [
+            threading.Thread(target=self._read_unread, name="NetworkPolicy read again", daemon=True),
+        ]
+        self._threads += [
             threading.Thread(target=self._follow, args=(resource,), name=resource.kind.__name__, daemon=True)
             for resource in RESOURCES
         ]
@@ -191,6 +207,12 @@ class ApiSource:
         """Objects that cannot be used, with the reason."""
         with self._lock:
             return tuple(self._refused.values())
+
+    def read_again(self, policies: Collection[str]) -> None:
+        """Read these policies one by one; one that cannot be read is tried again."""
+        with self._lock:
+            self._unread.update(dict.fromkeys(policies))
+            self._lock.notify_all()
 
     def heard(self) -> tuple[Heard, ...]:
         """How old what was handed on of each kind is, and why no more is heard, if so."""
@@ -260,28 +282,54 @@ class ApiSource:
 
     def _relist(self, resource: Resource) -> str:
         """Hand on all that there is, and what is gone; returns the list's resource version."""
-        query = {"limit": str(_PAGE)} | ({"fieldSelector": resource.fields} if resource.fields else {})
-        found: list[Change] = []
-        versions: dict[str, int] = {}
-        while True:
-            with self._get(resource.path, query, read_seconds=_LIST_SECONDS) as response:
-                page = _list.decode(response.data)
+        found: list[tuple[_Meta, list[Change]]] = []
+        listed: set[str] = set()
+        version = ""
+        for page in self._pages(resource):
+            version = page.metadata.resource_version
             for item in page.items or ():
-                found += self._decoded(resource, item)
                 meta = _item.decode(item).metadata
-                versions[meta.key] = _number(meta.resource_version)
+                listed.add(meta.key)
+                found.append((meta, self._decoded(resource, item)))
+                if resource.large:
+                    self._hand_on(resource.kind, found)
+                    found = []
+        self._hand_on(resource.kind, found, gone=[key for key in self._known[resource.kind] if key not in listed])
+        return version
+
+    def _pages(self, resource: Resource) -> Iterator[_List]:
+        query = {"fieldSelector": resource.fields} if resource.fields else {}
+        size = resource.page
+        while True:
+            query["limit"] = str(size)
+            with self._get(resource.path, query, read_seconds=_LIST_SECONDS) as response:
+                body = response.read(_PAGE_BYTES + 1 if size > 1 else None)
+            if size > 1 and len(body) > _PAGE_BYTES:
+                size //= 2
+                continue
+            page = _list.decode(body)
+            yield page
             if not page.metadata.continue_:
-                break
+                return
             query["continue"] = page.metadata.continue_
-        gone = [Change(resource.kind, key, None) for key in self._known[resource.kind] if key not in versions]
+            if len(body) < _PAGE_BYTES // 4:
+                size = min(size * 2, resource.page)
+
+    def _hand_on(
+        self, kind: type[Object], found: Sequence[tuple[_Meta, Sequence[Change]]], *, gone: Sequence[str] = ()
+    ) -> None:
+        """Hand on objects, with the version of each; what is read again is compared with it under the same lock."""
+        changes = [change for _, of_object in found for change in of_object]
+        changes += [Change(kind, key, None) for key in gone]
         with self._lock:
-            for change in gone:
-                self._refused.pop((resource.kind, change.key), None)
-        self._changes([*found, *gone])
-        with self._lock:
-            self._known[resource.kind] = versions
+            if changes:
+                self._changes(changes)
+            known = self._known[kind]
+            known |= {meta.key: _number(meta.resource_version) for meta, _ in found}
+            for key in gone:
+                known.pop(key, None)
+                self._refused.pop((kind, key), None)
             self._lock.notify_all()
-        return page.metadata.resource_version
 
     def _watch(self, resource: Resource, version: str) -> Iterator[str]:
         """Hand on each event until the server ends the watch; gives the resource version at first and after each."""
@@ -302,22 +350,56 @@ class ApiSource:
                 if event.type == "ERROR":
                     raise StatusError(about.code, about.message)
                 if event.type == "DELETED":
-                    self._changes([Change(resource.kind, about.metadata.key, None)])
+                    self._hand_on(resource.kind, (), gone=[about.metadata.key])
                 elif event.type != "BOOKMARK":
-                    self._changes(self._decoded(resource, event.object))
-                self._note(resource.kind, event.type, about.metadata)
+                    self._hand_on(resource.kind, [(about.metadata, self._decoded(resource, event.object))])
+                self._reach(resource.kind, about.metadata.resource_version)
                 yield about.metadata.resource_version
 
-    def _note(self, kind: type[Object], event: str, meta: _Meta) -> None:
-        version = _number(meta.resource_version)
+    def _reach(self, kind: type[Object], version: str) -> None:
         with self._lock:
-            self._reached[kind] = max(self._reached[kind], version)
-            if event == "DELETED":
-                self._known[kind].pop(meta.key, None)
-                self._refused.pop((kind, meta.key), None)
-            elif event != "BOOKMARK":
-                self._known[kind][meta.key] = version
+            self._reached[kind] = max(self._reached[kind], _number(version))
             self._lock.notify_all()
+
+    # The thread that reads policies again
+
+    def _read_unread(self) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        while not self._stopped.is_set():
+            with self._lock:
+                self._lock.wait_for(lambda: self._unread)
+                key = next(iter(self._unread))
+                del self._unread[key]
+            try:
+                self._read_policy(key)
+            except Exception as error:  # noqa: BLE001 - see _follow
+                wait = max(pause * random.uniform(0.5, 1.5), getattr(error, "retry_after", 0.0))  # noqa: S311 - jitter
+                pause = min(pause * 2, _LAST_PAUSE_SECONDS)
+                log.warning("a policy cannot be read again; it stays closed", policy=key, error=str(error),
+                            again_in=round(wait, 2))  # fmt: skip
+                self.read_again([key])
+                self._stopped.wait(wait)
+            else:
+                pause = _FIRST_PAUSE_SECONDS
+
+    def _read_policy(self, key: str) -> None:
+        """Hand on a policy once more, if it is still what was handed on; a newer one comes by the watch."""
+        namespace, _, name = key.partition("/")
+        resource = next(resource for resource in RESOURCES if resource.kind is NetworkPolicy)
+        # A list of one takes no other permission than the list of all does.
+        query = {"fieldSelector": f"metadata.name={name}"}
+        with self._get(_POLICY.format(namespace), query, read_seconds=_LIST_SECONDS) as response:
+            items = _list.decode(response.data).items or []
+        found = [(_item.decode(item).metadata, item) for item in items]
+        version = max((_number(meta.resource_version) for meta, _ in found), default=-1)
+        changes = [(meta, self._decoded(resource, item)) for meta, item in found]
+        with self._lock:
+            known = self._known[NetworkPolicy].get(key)
+            if known is None or version > known:
+                return
+            if version < known:
+                raise _BehindError(f"version {known} was handed on, and the server has {version}")
+            self._hand_on(NetworkPolicy, changes)
 
     def _decoded(self, resource: Resource, body: msgspec.Raw) -> list[Change]:
         """What an object is now; one that cannot be read is absent, which closes, and is reported."""

@@ -6,7 +6,7 @@ same one, whatever the order in which the files came. Pure: files go in, changes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import zip_longest
 
 from enforcer.model.changes import Change, Rejection
@@ -44,6 +44,10 @@ class Claims:
                 changes.append(Change(*identity, now))
         self._before.clear()
         return changes
+
+    def present(self, kind: type[Object], keys: Collection[str]) -> list[Change]:
+        """The present state of some objects."""
+        return [Change(kind, key, self._winner((kind, key))) for key in keys]
 
     def duplicates(self) -> list[Rejection]:
         """A Rejection for each claim that lost, which names its place and the winner's."""

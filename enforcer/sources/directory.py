@@ -20,7 +20,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ import structlog
 from inotify_simple import Event, INotify, flags
 
 from enforcer.model.changes import Change, Rejection
+from enforcer.model.objects import NetworkPolicy
 from enforcer.sources import Heard
 from enforcer.sources.claims import Claims
 from enforcer.sources.files import SUFFIXES, ManifestFile, load, signature
@@ -68,6 +69,7 @@ class DirectorySource:
         self._condition = threading.Condition()
         self._requested = self._completed = 0
         self._stopping = self._ended = False
+        self._unread: dict[str, None] = {}
         self._rejections: tuple[Rejection, ...] = ()
         # The watcher's own.
         self._claims = Claims()
@@ -141,6 +143,12 @@ class DirectorySource:
         self.rescan()
         return True
 
+    def read_again(self, policies: Collection[str]) -> None:
+        """Hand on these policies as they stand; what was read of them is kept here."""
+        with self._condition:
+            self._unread.update(dict.fromkeys(policies))
+            self._signal()
+
     def rejections(self) -> tuple[Rejection, ...]:
         """What is not enforced as written at present: objects, files (kind ``File``), duplicates."""
         return self._rejections
@@ -166,8 +174,11 @@ class DirectorySource:
                 poller.poll(None if wait is None else math.ceil(wait * 1000))
                 with self._condition:
                     requested = self._requested
+                    unread, self._unread = self._unread, {}
                     self._drain_wake()
                 self._follow(list(self._inotify.read(timeout=0)), whole=requested > self._completed)
+                if unread:
+                    self._changes(self._claims.present(NetworkPolicy, unread))
                 self._complete(requested)
         finally:
             with self._condition:

@@ -36,6 +36,9 @@ _OPERATORS = {operator.value: operator for operator in Operator}
 _POLICY_TYPES = {"Ingress": Direction.INGRESS, "Egress": Direction.EGRESS}
 _BOTH = tuple(Direction)
 
+# An object of 1.5 MB can hold a hundred thousand mistakes.
+_NAMED_ERRORS = 5
+
 T = TypeVar("T")
 
 
@@ -94,8 +97,8 @@ def _value(
     uid: str = "",
 ) -> NetworkPolicy | Rejection:
     if not syntax.is_dns_label(namespace):
-        errors.append(f"metadata.namespace: {syntax.shown(namespace)} is no DNS label")
-        return Rejection("NetworkPolicy", namespace, name, "; ".join(errors))
+        errors.insert(0, f"metadata.namespace: {syntax.shown(namespace)} is no DNS label")
+        return Rejection("NetworkPolicy", namespace, name, _reason(errors))
     if not errors:
         return NetworkPolicy(namespace, name, selector, rules, uid=uid)
     if not syntax.is_dns_subdomain(name):
@@ -103,7 +106,13 @@ def _value(
         # stand in a ruleset.
         closes = f"{name}\0{selector}\0{sorted(direction.value for direction in rules)}"
         name = f"invalid-{hashlib.sha256(closes.encode(errors='surrogatepass')).hexdigest()[:8]}"
-    return NetworkPolicy(namespace, name, selector, dict.fromkeys(rules, ()), "; ".join(errors), uid)
+    return NetworkPolicy(namespace, name, selector, dict.fromkeys(rules, ()), _reason(errors), uid)
+
+
+def _reason(errors: Sequence[str]) -> str:
+    """The first errors, and how many more there are."""
+    more = [f"and {len(errors) - _NAMED_ERRORS} more"] if len(errors) > _NAMED_ERRORS else []
+    return "; ".join([*errors[:_NAMED_ERRORS], *more])
 
 
 def _of_wrong_type(body: object, *, errors: list[str]) -> NetworkPolicy | Rejection:
@@ -111,7 +120,7 @@ def _of_wrong_type(body: object, *, errors: list[str]) -> NetworkPolicy | Reject
     meta, spec = _mapping(body, "metadata"), _mapping(body, "spec")
     name, namespace = _part(meta, "name", str), _part(meta, "namespace", str)
     if namespace is None and meta.get("namespace") is not None:
-        return Rejection("NetworkPolicy", "", name or "", "; ".join(errors))
+        return Rejection("NetworkPolicy", "", name or "", _reason(errors))
     selector = EVERYTHING
     read = _part(spec, "podSelector", wire.Selector)
     if read is not None:

@@ -85,3 +85,37 @@ def test_each_is_bounded_or_rejected_by_its_figure_and_other_namespaces_go_on(la
         assert closed, title
         assert ("jump closed/" in closed[0]) is (rejected is not None), title
     assert resident_peak(lab) < 200
+
+
+# Policies of 190 KB, eleven of which are within the 2 MiB of a namespace, and of 1.4 MB, none of which is.
+@pytest.mark.parametrize(("values", "count", "accepted"), [(4_100, 300, 11), (29_000, 60, 0)])
+def test_a_namespace_full_of_large_policies_takes_little_memory_and_each_comes_in_when_there_is_room(
+    lab: ApiLab,  # noqa: F811
+    values: int,
+    count: int,
+    accepted: int,
+) -> None:
+    here = {"nodeName": lab.name}
+    lab.plane.kubectl("create", "namespace", "full")
+    apply(lab.plane, pod("victim", "full", **here))
+    lab.add_pod("full/victim")
+    expression = {"key": "k", "operator": "In", "values": ["v" * 40 + f"-{n:05}" for n in range(values)]}
+    spec = large([{"podSelector": {"matchExpressions": [expression]}}], ports(1))
+    names = [f"large-{number:03}" for number in range(count)]
+    for first in range(0, count, 10):
+        items = [policy(name, "full") | {"spec": spec} for name in names[first : first + 10]]
+        stdin = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
+        lab.plane.kubectl("create", "--validate=false", "-f", "-", stdin=stdin, seconds=120)
+
+    def rejected() -> list[str]:
+        return sorted(entry["name"] for entry in lab.status()["rejected"] if entry["namespace"] == "full")
+
+    wait_until(lambda: rejected() == names[accepted:], "all but the first are rejected", seconds=60)
+    assert resident_peak(lab) < 200
+    lab.plane.kubectl("delete", "networkpolicy", "-n", "full", *names[:5])
+    left = names[accepted + 5 if accepted else 5 :]
+    wait_until(lambda: rejected() == left, "as many more are accepted as have gone", seconds=30)
+    lab.stop_agent()
+    lab.start_agent()
+    wait_until(lambda: rejected() == left, "and the same after a restart", seconds=60)
+    assert resident_peak(lab) < 200

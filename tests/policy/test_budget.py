@@ -97,27 +97,36 @@ def test_a_namespace_above_its_limit_loses_what_is_last_by_name_and_other_namesp
     assert {key: policy.rejected is not None for key, policy in changed.items()} == {"x/a": False, "x/c": True}
     assert "namespace x needs more than 200 rules" in changed["x/c"].rejected
     assert [p.rejected for _, p in budget.put("y/z", large("z", 40, 1, namespace="y"))] == [None]
-    # As soon as there is room, it is accepted.
+    assert budget.take_unread() == []
+    # As soon as there is room, and it has been read again, it is accepted.
     changed = dict(budget.put("x/b", None))
     assert changed["x/b"] is None
-    assert changed["x/c"].rejected is None
+    assert changed["x/c"].rules == {Direction.INGRESS: ()}
+    assert "has not been read again" in changed["x/c"].rejected
+    assert budget.take_unread() == ["x/c"]
+    ((_, accepted),) = budget.put("x/c", large("c", 40, 1))
+    assert accepted == large("c", 40, 1)
+    assert budget.take_unread() == []
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.none() | st.integers(1, 60)), max_size=12))
 def test_what_is_rejected_depends_on_what_is_there_alone(events) -> None:
     limits = Limits(policy=Cost(100, 10**6, 10**6, 10**6), namespace=Cost(150, 10**6, 10**6, 10**6))
-    incremental, present, sizes = Budget(limits), {}, {}
+    incremental, present, source = Budget(limits), {}, {}
     for name, size in events:
-        policy = None if size is None else large(name, size, 1)
-        sizes[name] = policy
-        for key, judged in incremental.put(f"x/{name}", policy):
-            present[key] = judged
+        source[f"x/{name}"] = None if size is None else large(name, size, 1)
+        unread = [f"x/{name}"]
+        while unread:
+            for key in unread:
+                present |= dict(incremental.put(key, source[key]))
+            unread = incremental.take_unread()
     scratch, expected = Budget(limits), {}
-    for name, policy in sizes.items():
-        expected[f"x/{name}"] = None
-        for key, judged in scratch.put(f"x/{name}", policy):
-            expected[key] = judged
+    for key, policy in source.items():
+        expected[key] = None
+        expected |= dict(scratch.put(key, policy))
+    # Room never comes for one that is only added.
+    assert scratch.take_unread() == []
     assert present == expected
 
 
@@ -175,6 +184,21 @@ def test_a_rejected_policy_keeps_no_rules() -> None:
     assert judged is not None
     assert judged.rejected
     assert judged.rules == {Direction.INGRESS: ()}
+
+
+def test_a_rejected_policy_with_a_large_pod_selector_closes_its_namespace() -> None:
+    many, few = (
+        LabelSelector.of(Requirement("app", Operator.NOT_IN, tuple(f"value-{n}" for n in range(count))))
+        for count in (1_000, 100)
+    )
+    for why, budget in ((None, Budget(Limits(policy=Cost(rules=1)))), ("invalid", Budget(Limits()))):
+        for selector, kept in ((many, LabelSelector()), (few, few)):
+            policy = NetworkPolicy("x", "a", selector, {Direction.EGRESS: (PolicyRule(),)}, rejected=why)
+            ((_, judged),) = budget.put(policy.key, policy)
+            assert judged is not None
+            assert judged.rejected
+            assert judged.pod_selector == kept
+            assert judged.rules == {Direction.EGRESS: ()}
 
 
 def test_rejected_policies_cost_a_pod_no_more_however_many_they_are() -> None:

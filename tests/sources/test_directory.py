@@ -330,6 +330,15 @@ def test_a_file_that_never_parsed_gives_its_good_documents_and_closes_for_the_br
     assert view.source.rejections() == ()
 
 
+def test_a_policy_is_handed_on_again_when_asked_for(root: Path, view: View) -> None:
+    (root / "a.yaml").write_text(policy("a") + "---\n" + policy("b"))
+    view.started()
+    wanted = view.objects.pop("NetworkPolicy shop/b")
+    view.source.read_again(["shop/b"])
+    view.until(lambda: view.objects.get("NetworkPolicy shop/b") == wanted)
+    assert view.batches[1:] == [["NetworkPolicy shop/b"]]
+
+
 def test_a_rejected_policy_is_an_object_and_a_rejection(root: Path, view: View) -> None:
     (root / "a.yaml").write_text(policy("web", port=0))
     view.started()

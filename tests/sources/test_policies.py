@@ -136,6 +136,13 @@ def test_what_the_api_server_refuses_is_rejected_with_a_reason_that_names_the_fi
     assert all(rules == () for rules in policy.rules.values())
 
 
+def test_a_reason_names_five_errors_and_counts_the_others() -> None:
+    spec = {"ingress": [{"ports": [{"port": 0}] * 20_000}]}
+    reason = decoded(body(spec)).rejected
+    assert reason.count("is not in 1-65535") == 5
+    assert reason.endswith("; and 19995 more")
+
+
 def test_every_error_of_a_policy_is_in_its_reason() -> None:
     spec = {**from_peer({}), **to_port({"port": 0, "protocol": "X"}), "policyTypes": ["All"]}
     assert decoded(body(spec)).rejected == "; ".join(
