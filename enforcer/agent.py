@@ -27,20 +27,20 @@ from enforcer.kernel.netlink import TableWatch
 from enforcer.kernel.nftables import Tables
 from enforcer.kernel.requirements import Findings, inspect
 from enforcer.lock import Lock
+from enforcer.manifests.directory import DirectorySource
 from enforcer.model.addresses import Network
 from enforcer.model.marks import ConnectionMark
 from enforcer.model.objects import Attachment
 from enforcer.model.objects import Node as NodeObject
+from enforcer.model.sources import Source
 from enforcer.observe.health import HealthServer
 from enforcer.observe.metrics import KernelCollector, Metrics
 from enforcer.reconcile.reconciler import NotReadyError, Reconciler, Settings
 from enforcer.secret import secret
-from enforcer.sources import Source
-from enforcer.sources.directory import DirectorySource
 from enforcer.translate.base import BaseSettings
 
 if TYPE_CHECKING:
-    from enforcer.observe.events import EventWriter
+    from enforcer.kubernetes.events import EventWriter
 
 log = structlog.get_logger()
 
@@ -212,13 +212,14 @@ class Agent:
         if self._options.source is not None:
             return DirectorySource(self._options.source, changes=changes, synced=synced), str(self._options.source)
         # Here, because the Kubernetes client takes 17 MB, which a directory of manifests does without.
-        from enforcer.observe.events import EventWriter  # noqa: PLC0415
-        from enforcer.sources import api, transport  # noqa: PLC0415
+        from enforcer.kubernetes.client import connect  # noqa: PLC0415
+        from enforcer.kubernetes.events import EventWriter  # noqa: PLC0415
+        from enforcer.kubernetes.reflector import ApiSource  # noqa: PLC0415
 
-        client = transport.client(self._options.kubeconfig)
+        client = connect(self._options.kubeconfig)
         self._events = EventWriter(client, node=self._options.node, nodes=self._node_names)
         self._reconciler.follow_rejections(self._events.rejected)
-        return api.ApiSource(client, changes=changes, synced=synced), str(client.configuration.host)
+        return ApiSource(client, changes=changes, synced=synced), str(client.configuration.host)
 
     def _node_names(self) -> Collection[str]:
         return self._reconciler.call(lambda: frozenset(self._reconciler.nodes))

@@ -12,10 +12,10 @@ from enforcer.explain import Evidence, Question, QuestionError, explain
 from enforcer.housekeeping import Housekeeping
 from enforcer.kernel.requirements import Findings
 from enforcer.model.addresses import Address, format_address
+from enforcer.model.sources import Source
 from enforcer.policy.endpoints import Standing
 from enforcer.reconcile.reconciler import Reconciler
 from enforcer.ruleset.objects import Table
-from enforcer.sources import Source
 from enforcer.translate import names
 
 

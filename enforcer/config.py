@@ -11,11 +11,11 @@ import msgspec
 import yaml
 from msgspec import Meta
 
+from enforcer.manifests.documents import read_yaml
 from enforcer.model.addresses import Network
 from enforcer.model.marks import DEFAULT_MASK, ConnectionMark
 from enforcer.model.tunnel import Vxlan
 from enforcer.policy.budget import Cost, Limits
-from enforcer.sources.manifests import read_yaml
 
 _LAST_PORT = (1 << 16) - 1
 

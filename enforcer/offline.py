@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from enforcer.manifests.files import SUFFIXES, load
+from enforcer.manifests.precedence import Claims
 from enforcer.model.changes import Rejection
 from enforcer.model.objects import Namespace, NetworkPolicy, Pod
 from enforcer.policy.index import PolicyIndex
 from enforcer.policy.resolve import Cluster
 from enforcer.reconcile.endpoints import Endpoints
 from enforcer.ruleset.ruleset import Ruleset
-from enforcer.sources.claims import Claims
-from enforcer.sources.files import SUFFIXES, load
 from enforcer.translate.translator import Translator
 
 # As an agent shows it a moment after it has started.

@@ -14,8 +14,8 @@ from enforcer.cli import common
 from enforcer.config import ConfigError, load
 from enforcer.lock import LockError
 from enforcer.model.addresses import Network
+from enforcer.model.sources import SourceError
 from enforcer.observe import logs
-from enforcer.sources import SourceError
 
 
 class _Cidr(click.ParamType[Network]):

@@ -14,8 +14,8 @@ from enforcer import offline
 from enforcer.cli import common
 from enforcer.explain import Evidence, Flow, Question, QuestionError
 from enforcer.explain import explain as explain_flow
+from enforcer.model.sources import Heard
 from enforcer.ruleset.evaluate import RulesetView
-from enforcer.sources import Heard
 
 
 @click.command()

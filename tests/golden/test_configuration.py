@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from enforcer.cli import cli
 from enforcer.config import Config, ConfigError, load
-from enforcer.sources import SourceError
-from enforcer.sources.transport import client
+from enforcer.kubernetes.client import connect
+from enforcer.model.sources import SourceError
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,7 +82,7 @@ def test_a_file_that_is_not_there_is_named_once_and_without_a_number() -> None:
 def test_an_agent_that_is_no_pod_is_told_in_one_sentence_how_to_reach_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(SourceError, match=r"host/port is not set; give --kubeconfig or --source$"):
-        client(None)
+        connect(None)
 
 
 def test_the_list_of_commands_has_each_description_whole() -> None:

@@ -19,11 +19,12 @@ from kubernetes.client import ApiClient, Configuration
 from kubernetes.config import incluster_config
 from structlog.testing import CapturingLogger
 
+from enforcer.kubernetes import reflector
+from enforcer.kubernetes.client import connect
+from enforcer.kubernetes.reflector import ApiSource
 from enforcer.model.changes import Change
 from enforcer.model.objects import Namespace, NetworkPolicy, Node, Pod
-from enforcer.sources import SourceError, api
-from enforcer.sources.api import ApiSource
-from enforcer.sources.transport import client
+from enforcer.model.sources import SourceError
 from tests.kubernetes.controlplane import ControlPlane
 from tests.kubernetes.processes import wait_until
 
@@ -88,7 +89,7 @@ def test_what_the_server_holds_is_handed_on_and_then_each_change(control_plane: 
     plane = control_plane
     plane.kubectl("create", "namespace", "changes")
     apply(plane, pod("db", "changes", nodeName="node-1"), policy("db", "changes"))
-    with following(client(plane.kubeconfig)) as (held, source):
+    with following(connect(plane.kubeconfig)) as (held, source):
         assert held.synced.wait(SECONDS)
         assert held.get(Namespace, "changes").labels["kubernetes.io/metadata.name"] == "changes"
         assert held.get(Pod, "changes/db").node == "node-1"
@@ -112,7 +113,7 @@ def test_completed_and_host_network_pods_are_not_asked_for(control_plane: Contro
     plane = control_plane
     plane.kubectl("create", "namespace", "spared")
     apply(plane, pod("host", "spared", hostNetwork=True), pod("job", "spared"))
-    with following(client(plane.kubeconfig)) as (held, _):
+    with following(connect(plane.kubeconfig)) as (held, _):
         assert held.synced.wait(SECONDS)
         assert held.get(Pod, "spared/job")
         assert held.get(Pod, "spared/host") is None
@@ -125,7 +126,7 @@ def test_more_objects_than_a_page_are_all_handed_on(control_plane: ControlPlane)
     plane = control_plane
     plane.kubectl("create", "namespace", "many")
     apply(plane, *(policy(f"p-{n}", "many") for n in range(520)))
-    with following(client(plane.kubeconfig)) as (held, _):
+    with following(connect(plane.kubeconfig)) as (held, _):
         assert held.synced.wait(SECONDS)
         assert sum(key.startswith("many/") for kind, key in held.objects if kind is NetworkPolicy) == 520
     plane.kubectl("delete", "namespace", "many", "--wait=false")
@@ -135,7 +136,7 @@ def test_a_policy_is_handed_on_again_when_asked_for_and_one_that_is_gone_is_not(
     plane = control_plane
     plane.kubectl("create", "namespace", "again")
     apply(plane, policy("kept", "again"), policy("gone", "again"))
-    with following(client(plane.kubeconfig)) as (held, source):
+    with following(connect(plane.kubeconfig)) as (held, source):
         assert held.synced.wait(SECONDS)
         plane.kubectl("delete", "-n", "again", "networkpolicy", "gone")
         held.until(lambda: held.get(NetworkPolicy, "again/gone") is None)
@@ -147,7 +148,7 @@ def test_a_policy_is_handed_on_again_when_asked_for_and_one_that_is_gone_is_not(
 
 def test_a_user_who_may_not_read_is_told_which_resource_and_is_never_synced(control_plane: ControlPlane) -> None:
     stranger = control_plane.kubeconfig_of("stranger", user="stranger")
-    with following(client(stranger)) as (held, source):
+    with following(connect(stranger)) as (held, source):
         deadline = time.monotonic() + SECONDS
         while not all(heard.trouble for heard in source.heard()):
             assert time.monotonic() < deadline
@@ -159,7 +160,7 @@ def test_a_user_who_may_not_read_is_told_which_resource_and_is_never_synced(cont
 def test_a_restart_of_the_server_loses_no_change_and_takes_nothing_back(tmp_path: Path) -> None:
     with ControlPlane(tmp_path) as plane:
         apply(plane, pod("kept", "default"), pod("gone", "default"))
-        with following(client(plane.kubeconfig)) as (held, source):
+        with following(connect(plane.kubeconfig)) as (held, source):
             assert held.synced.wait(SECONDS)
             plane.stop_server()
             deadline = time.monotonic() + SECONDS
@@ -203,7 +204,7 @@ def test_a_service_account_token_that_is_replaced_on_disk_is_used_from_then_on(
         monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(file))
         monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(plane.authority.certificate))
         monkeypatch.setattr(incluster_config, "InClusterConfigLoader", Loader)
-        with following(client(None)) as (held, source):
+        with following(connect(None)) as (held, source):
             assert held.synced.wait(SECONDS)
             file.write_text(token(plane, "second"))
             plane.kubectl("delete", "serviceaccount", "first")
@@ -263,10 +264,10 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 def test_without_a_cluster_or_a_kubeconfig_the_error_names_the_ways_out(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="--kubeconfig or --source"):
-        client(None)
+        connect(None)
     (tmp_path / "bad").write_text("nothing")
     with pytest.raises(SourceError, match="bad"):
-        client(tmp_path / "bad")
+        connect(tmp_path / "bad")
 
 
 class Script(BaseHTTPRequestHandler):
@@ -346,12 +347,12 @@ class Silent(BaseHTTPRequestHandler):
 
 
 def test_a_watch_on_which_nothing_comes_is_given_up_and_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "_SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(reflector, "_SILENCE_SECONDS", 0.2)
     Silent.over, Silent.asked = threading.Event(), []
     with serving(Silent) as host, following(ApiClient(Configuration(host=host))) as (held, source):
         try:
             assert held.synced.wait(SECONDS)
-            paths = [resource.path for resource in api.RESOURCES]
+            paths = [resource.path for resource in reflector.RESOURCES]
             wait_until(lambda: min(map(Silent.asked.count, paths)) >= 2, "each is asked for again", seconds=SECONDS)
             assert source.alive()
         finally:
@@ -365,8 +366,8 @@ def test_nodes_that_fail_together_do_not_ask_again_together(
     """With the least, and with the most, that chance may give: what the log says of the pause."""
     for chance, pause in ((min, least), (max, most)):
         said = CapturingLogger()
-        monkeypatch.setattr(api, "log", said)
-        monkeypatch.setattr(api.random, "uniform", chance)
+        monkeypatch.setattr(reflector, "log", said)
+        monkeypatch.setattr(reflector.random, "uniform", chance)
         Refusing.asked, Refusing.answers = [], [(429, headers)]
         with serving(Refusing) as host, following(ApiClient(Configuration(host=host))):
             wait_until(lambda said=said: said.calls, "the failure is told", seconds=SECONDS)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from enforcer.kubernetes.client import connect
+from enforcer.kubernetes.events import MAX_MESSAGE, MAX_POLICIES, EventWriter, event_of, writers_of
+from enforcer.kubernetes.validation import is_dns_subdomain
 from enforcer.model.changes import Rejection
-from enforcer.observe.events import MAX_MESSAGE, MAX_POLICIES, EventWriter, event_of, writers_of
-from enforcer.sources.syntax import is_dns_subdomain
-from enforcer.sources.transport import client
 from tests.kubernetes.controlplane import ControlPlane
 from tests.kubernetes.processes import ProgramError, wait_until
 from tests.kubernetes.test_api_source import apply, policy
@@ -25,7 +25,7 @@ def writing(plane: ControlPlane, *, nodes: int = 1, period: int = PERIOD) -> Ite
     """Writers, as of several nodes; gives what tells all of them of rejections."""
     names = [f"node-{number}" for number in range(nodes)]
     writers = [
-        EventWriter(client(plane.kubeconfig), node=name, nodes=lambda: names, period_seconds=period, spread_seconds=0)
+        EventWriter(connect(plane.kubeconfig), node=name, nodes=lambda: names, period_seconds=period, spread_seconds=0)
         for name in names
     ]
 
@@ -149,7 +149,7 @@ def test_what_users_write_neither_lengthens_the_message_nor_hides_its_end() -> N
 
 def test_of_very_many_rejected_policies_the_same_few_are_written_of_on_every_node(control_plane: ControlPlane) -> None:
     writers = [
-        EventWriter(client(control_plane.kubeconfig), node=name, nodes=lambda: ["a", "b"]) for name in ("a", "b")
+        EventWriter(connect(control_plane.kubeconfig), node=name, nodes=lambda: ["a", "b"]) for name in ("a", "b")
     ]
     many = [Rejection("NetworkPolicy", "many", f"p-{n}", "no", f"uid-{n}") for n in range(3 * MAX_POLICIES)]
     writers[0].rejected(many)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enforcer.manifests.precedence import Claims
 from enforcer.model.changes import Change, Rejection
 from enforcer.model.objects import Node, Object, Pod
-from enforcer.sources.claims import Claims
 
 objects = st.builds(Pod, st.sampled_from("xy"), st.sampled_from("ab"), uid=st.sampled_from("12")) | st.builds(
     Node, st.sampled_from("ab")

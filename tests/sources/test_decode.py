@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enforcer.kubernetes import validation
+from enforcer.kubernetes.decoding import Decoded, decode
 from enforcer.model.addresses import Network, parse_address
 from enforcer.model.changes import Rejection
 from enforcer.model.objects import ContainerPort, Namespace, NetworkPolicy, Node, Pod, Protocol
-from enforcer.sources import syntax
-from enforcer.sources.decode import Decoded, decode
 
 
 def pod(**parts: Any) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def test_pods_with_equal_labels_share_one_mapping() -> None:
 
 
 def test_sharing_labels_is_bounded_and_starts_anew() -> None:
-    shared, errors = syntax.Shared(), []  # type: tuple[syntax.Shared, list[str]]
+    shared, errors = validation.Shared(), []  # type: tuple[validation.Shared, list[str]]
     first = shared.labels({"n": "0"}, "", errors)
     assert shared.labels({"n": "0"}, "", errors) is first
     for number in range(5000):
@@ -294,9 +294,9 @@ def test_no_body_makes_the_decoder_raise_and_json_and_yaml_read_the_same(body: A
 def test_every_name_that_is_decoded_can_stand_in_a_ruleset(body: Any) -> None:
     for value in decode(body):
         if not isinstance(value, Rejection):
-            assert syntax.is_dns_subdomain(value.name)
+            assert validation.is_dns_subdomain(value.name)
             if isinstance(value, (Pod, NetworkPolicy)):
-                assert syntax.is_dns_label(value.namespace)
+                assert validation.is_dns_label(value.namespace)
 
 
 @given(st.dictionaries(st.sampled_from(["spec", "status", "items"]), json_like))

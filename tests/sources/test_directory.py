@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from inotify_simple import Event, INotify, flags
 
+from enforcer.manifests import files
+from enforcer.manifests.directory import DirectorySource
+from enforcer.manifests.settling import Unsettled
 from enforcer.model.changes import Change, Rejection
 from enforcer.model.objects import Direction
 from enforcer.model.selectors import EVERYTHING
-from enforcer.sources import files
-from enforcer.sources.directory import DirectorySource
-from enforcer.sources.unsettled import Unsettled
 
 from .view import SECONDS, View, pod, policy, replace
 
@@ -69,7 +69,7 @@ def test_a_file_that_is_written_replaced_renamed_or_removed_is_followed(root: Pa
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is renamed is awaited for longer than any test takes."""
-    monkeypatch.setattr("enforcer.sources.unsettled.HELD_SECONDS", 10 * SECONDS)
+    monkeypatch.setattr("enforcer.manifests.settling.HELD_SECONDS", 10 * SECONDS)
 
 
 @pytest.mark.usefixtures("held")
@@ -204,7 +204,7 @@ def test_a_change_costs_only_its_file(root: Path, view: View, monkeypatch: pytes
         loaded.append(path)
         return files.load(root, path, last)
 
-    monkeypatch.setattr("enforcer.sources.directory.load", recorded)
+    monkeypatch.setattr("enforcer.manifests.directory.load", recorded)
     replace(root / "b.yaml", pod("b", uid="2"))
     view.until(lambda: view.uid("b") == "2")
     view.source.rescan()
@@ -275,7 +275,7 @@ def test_two_writes_that_no_stat_can_tell_apart_are_both_seen(
     root: Path, view: View, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for holder in ("files", "directory"):
-        monkeypatch.setattr(f"enforcer.sources.{holder}.signature", lambda _: b"same")
+        monkeypatch.setattr(f"enforcer.manifests.{holder}.signature", lambda _: b"same")
     (root / "a.yaml").write_text(pod("a", uid="1"))
     view.started()
     (root / "a.yaml").write_text(pod("a", uid="2"))

@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enforcer.manifests.documents import Document, parse, read_yaml, scalar
 from enforcer.model.objects import Direction, NetworkPolicy, Pod
 from enforcer.model.selectors import EVERYTHING
-from enforcer.sources.manifests import Document, parse, read_yaml, scalar
 
 POD = b"apiVersion: v1\nkind: Pod\nmetadata: {name: %s}\n"
 POLICY = """apiVersion: networking.k8s.io/v1

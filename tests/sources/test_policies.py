@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from enforcer.kubernetes.decoding import decode
 from enforcer.model.addresses import Network
 from enforcer.model.changes import Rejection
 from enforcer.model.objects import (
@@ -19,7 +20,6 @@ from enforcer.model.objects import (
     Protocol,
 )
 from enforcer.model.selectors import EVERYTHING, LabelSelector, Operator, Requirement
-from enforcer.sources.decode import decode
 
 WEB = LabelSelector.of(Requirement("app", Operator.IN, ("web",)))
 INGRESS, EGRESS = Direction.INGRESS, Direction.EGRESS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enforcer.sources.unsettled import HELD_SECONDS, Unsettled
+from enforcer.manifests.settling import HELD_SECONDS, Unsettled
 
 
 class Clock:

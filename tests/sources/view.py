@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from enforcer.manifests.directory import DirectorySource
 from enforcer.model.changes import Change
 from enforcer.model.objects import NetworkPolicy, Object, Pod
-from enforcer.sources.directory import DirectorySource
 
 SECONDS = 20
 """How long the watch may take for anything."""

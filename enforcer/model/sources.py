@@ -1,4 +1,4 @@
-"""Sources of objects: decoded once, compared, and handed on as changes; what is refused is named with a reason."""
+"""What a source of objects is, and what it says of itself."""
 
 from __future__ import annotations
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 
 import msgspec
 
+from enforcer.kubernetes import policies, validation, wire
 from enforcer.model.addresses import Address
 from enforcer.model.changes import Rejection
 from enforcer.model.objects import ContainerPort, Namespace, Node, Object, Pod
-from enforcer.sources import policies, syntax, wire
 
 Decoded = Object | Rejection
 """An object as it is, or why it is not one."""
@@ -27,7 +27,7 @@ _GROUPS = frozenset({"networking.k8s.io", "extensions"})
 """Groups of which a NetworkPolicy is, or once was, the one that we enforce."""
 _COMPLETED = frozenset({"Succeeded", "Failed"})
 
-_shared = syntax.Shared()
+_shared = validation.Shared()
 
 
 def decode(body: object, *, kind: str | None = None) -> list[Decoded]:
@@ -62,9 +62,9 @@ def decode(body: object, *, kind: str | None = None) -> list[Decoded]:
         group, slash, _ = (head.api_version or "").rpartition("/")
         if slash and group not in _GROUPS:
             return []
-        decoder = _refuser(spelt, f"apiVersion: {syntax.shown(head.api_version or '')} is not {version}")
+        decoder = _refuser(spelt, f"apiVersion: {validation.shown(head.api_version or '')} is not {version}")
     elif item_kind != spelt:
-        decoder = _refuser(spelt, f"kind: {syntax.shown(item_kind)} is not {spelt}")
+        decoder = _refuser(spelt, f"kind: {validation.shown(item_kind)} is not {spelt}")
     return [decoder(body)] if item_kind == named else _items(body, named, decoder)
 
 
@@ -101,11 +101,13 @@ def _pod(body: object) -> Pod | Rejection:
     meta, spec, status = read.metadata or wire.Meta(), read.spec or wire.PodSpec(), read.status or wire.PodStatus()
     errors: list[str] = []
     namespace = sys.intern(meta.namespace or policies.DEFAULT_NAMESPACE)
-    syntax.checked(namespace, syntax.is_dns_label, path="metadata.namespace", noun="DNS label", errors=errors)
-    name = syntax.checked(meta.name, syntax.is_dns_subdomain, path="metadata.name", noun="DNS subdomain", errors=errors)
+    validation.checked(namespace, validation.is_dns_label, path="metadata.namespace", noun="DNS label", errors=errors)
+    name = validation.checked(
+        meta.name, validation.is_dns_subdomain, path="metadata.name", noun="DNS subdomain", errors=errors
+    )
     if spec.node_name:
-        syntax.checked(
-            spec.node_name, syntax.is_dns_subdomain, path="spec.nodeName", noun="DNS subdomain", errors=errors
+        validation.checked(
+            spec.node_name, validation.is_dns_subdomain, path="spec.nodeName", noun="DNS subdomain", errors=errors
         )
     labels = _shared.labels(meta.labels or {}, "metadata.labels", errors)
     ports = _container_ports(spec, errors) if spec.containers or spec.init_containers else ()
@@ -131,9 +133,9 @@ def _addresses(status: wire.PodStatus, errors: list[str]) -> tuple[Address, ...]
         texts = [(status.pod_ip, "status.podIP")] if status.pod_ip else []
     for text, path in texts:
         try:
-            addresses.append(syntax.read_address(text or ""))
+            addresses.append(validation.read_address(text or ""))
         except ValueError:
-            errors.append(f"{path}: {syntax.shown(text or '')} is no IP address")
+            errors.append(f"{path}: {validation.shown(text or '')} is no IP address")
     return tuple(addresses)
 
 
@@ -162,12 +164,12 @@ def _container_ports(spec: wire.PodSpec, errors: list[str]) -> tuple[ContainerPo
 
 def _container_port(name: str, protocol: str, number: int, *, path: str, errors: list[str]) -> ContainerPort | None:
     before = len(errors)
-    if not syntax.is_port_name(name):
-        errors.append(f"{path}.name: {syntax.shown(name)} is no port name")
+    if not validation.is_port_name(name):
+        errors.append(f"{path}.name: {validation.shown(name)} is no port name")
     if protocol not in policies.PROTOCOLS:
-        errors.append(f"{path}.protocol: {syntax.shown(protocol)} is none of {', '.join(policies.PROTOCOLS)}")
-    if not 1 <= number <= syntax.MAX_PORT:
-        errors.append(f"{path}.containerPort: {number} is not in 1-{syntax.MAX_PORT}")
+        errors.append(f"{path}.protocol: {validation.shown(protocol)} is none of {', '.join(policies.PROTOCOLS)}")
+    if not 1 <= number <= validation.MAX_PORT:
+        errors.append(f"{path}.containerPort: {number} is not in 1-{validation.MAX_PORT}")
     if len(errors) > before:
         return None
     port = ContainerPort(sys.intern(name), policies.PROTOCOLS[protocol], number)
@@ -184,9 +186,9 @@ def _namespace(body: object) -> Namespace | Rejection:
     except msgspec.ValidationError as error:
         return _refused(body, kind="Namespace", errors=[wire.type_error(error)])
     errors: list[str] = []
-    name = syntax.checked(meta.name, syntax.is_dns_label, path="metadata.name", noun="DNS label", errors=errors)
+    name = validation.checked(meta.name, validation.is_dns_label, path="metadata.name", noun="DNS label", errors=errors)
     labels = meta.labels or {}
-    errors += syntax.label_errors(labels, "metadata.labels")
+    errors += validation.label_errors(labels, "metadata.labels")
     if errors:
         return Rejection("Namespace", "", name, "; ".join(errors))
     return Namespace(name, {**labels, _NAME_LABEL: name})
@@ -200,7 +202,9 @@ def _node(body: object) -> Node | Rejection:
         return _refused(body, kind="Node", errors=[wire.type_error(error)])
     meta, spec = read.metadata or wire.NodeMeta(), read.spec or wire.NodeSpec()
     errors: list[str] = []
-    name = syntax.checked(meta.name, syntax.is_dns_subdomain, path="metadata.name", noun="DNS subdomain", errors=errors)
+    name = validation.checked(
+        meta.name, validation.is_dns_subdomain, path="metadata.name", noun="DNS subdomain", errors=errors
+    )
     if spec.pod_cidrs:
         texts = [(text, f"spec.podCIDRs[{index}]") for index, text in enumerate(spec.pod_cidrs)]
     else:
@@ -208,17 +212,17 @@ def _node(body: object) -> Node | Rejection:
     cidrs = []
     for text, path in texts:
         try:
-            cidrs.append(syntax.read_network(text))
+            cidrs.append(validation.read_network(text))
         except ValueError:
-            errors.append(f"{path}: {syntax.shown(text)} is no CIDR")
+            errors.append(f"{path}: {validation.shown(text)} is no CIDR")
     addresses = []
     for index, entry in enumerate((read.status or wire.NodeStatus()).addresses or ()):
         if entry.type == "InternalIP":
             try:
-                addresses.append(syntax.read_address(entry.address or ""))
+                addresses.append(validation.read_address(entry.address or ""))
             except ValueError:
                 errors.append(
-                    f"status.addresses[{index}].address: {syntax.shown(entry.address or '')} is no IP address"
+                    f"status.addresses[{index}].address: {validation.shown(entry.address or '')} is no IP address"
                 )
     if errors:
         return Rejection("Node", "", name, "; ".join(errors))

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
+from enforcer.kubernetes import validation, wire
 from enforcer.model.addresses import Network
 from enforcer.model.changes import Rejection
 from enforcer.model.objects import (
@@ -26,7 +27,6 @@ from enforcer.model.objects import (
     Protocol,
 )
 from enforcer.model.selectors import EVERYTHING, LabelSelector, Operator, Requirement
-from enforcer.sources import syntax, wire
 
 API_VERSION = "networking.k8s.io/v1"
 DEFAULT_NAMESPACE = "default"
@@ -62,8 +62,10 @@ def policy(body: object, *, refusal: str | None = None) -> NetworkPolicy | Rejec
     except msgspec.ValidationError as error:
         return _of_wrong_type(wire.plain(body), errors=[*errors, wire.type_error(error)])
     meta, spec = read.metadata or wire.Meta(), read.spec or wire.PolicySpec()
-    errors += syntax.label_errors(meta.labels or {}, "metadata.labels")
-    name = syntax.checked(meta.name, syntax.is_dns_subdomain, path="metadata.name", noun="DNS subdomain", errors=errors)
+    errors += validation.label_errors(meta.labels or {}, "metadata.labels")
+    name = validation.checked(
+        meta.name, validation.is_dns_subdomain, path="metadata.name", noun="DNS subdomain", errors=errors
+    )
     selector, refused = _selector(spec.pod_selector, "spec.podSelector")
     errors += refused
     by_type: dict[Direction, tuple[PolicyRule, ...]] = {
@@ -96,12 +98,12 @@ def _value(
     errors: list[str],
     uid: str = "",
 ) -> NetworkPolicy | Rejection:
-    if not syntax.is_dns_label(namespace):
-        errors.insert(0, f"metadata.namespace: {syntax.shown(namespace)} is no DNS label")
+    if not validation.is_dns_label(namespace):
+        errors.insert(0, f"metadata.namespace: {validation.shown(namespace)} is no DNS label")
         return Rejection("NetworkPolicy", namespace, name, _reason(errors))
     if not errors:
         return NetworkPolicy(namespace, name, selector, rules, uid=uid)
-    if not syntax.is_dns_subdomain(name):
+    if not validation.is_dns_subdomain(name):
         # It must close its pods all the same, beside others of the same name or none, and the name that it has cannot
         # stand in a ruleset.
         closes = f"{name}\0{selector}\0{sorted(direction.value for direction in rules)}"
@@ -160,17 +162,17 @@ def _selector(read: wire.Selector | None, path: str) -> tuple[LabelSelector, lis
     if read is None:
         return EVERYTHING, []
     labels = read.match_labels or {}
-    errors = list(syntax.label_errors(labels, f"{path}.matchLabels"))
+    errors = list(validation.label_errors(labels, f"{path}.matchLabels"))
     requirements = [Requirement(key, Operator.IN, (value,)) for key, value in labels.items()]
     for index, expression in enumerate(read.match_expressions or ()):
         where = f"{path}.matchExpressions[{index}]"
         key, values = expression.key or "", expression.values or []
         operator = _OPERATORS.get(expression.operator or "")
-        if not syntax.is_label_key(key):
-            errors.append(f"{where}.key: {syntax.shown(key)} is no label key")
+        if not validation.is_label_key(key):
+            errors.append(f"{where}.key: {validation.shown(key)} is no label key")
         if operator is None:
             errors.append(
-                f"{where}.operator: {syntax.shown(expression.operator or '')} is none of {', '.join(_OPERATORS)}"
+                f"{where}.operator: {validation.shown(expression.operator or '')} is none of {', '.join(_OPERATORS)}"
             )
             continue
         if operator in {Operator.IN, Operator.NOT_IN}:
@@ -179,9 +181,9 @@ def _selector(read: wire.Selector | None, path: str) -> tuple[LabelSelector, lis
         elif values:
             errors.append(f"{where}.values: must not be given with {operator.value}")
         errors += (
-            f"{where}.values[{position}]: {syntax.shown(value)} is no label value"
+            f"{where}.values[{position}]: {validation.shown(value)} is no label value"
             for position, value in enumerate(values)
-            if not syntax.is_label_value(value)
+            if not validation.is_label_value(value)
         )
         requirements.append(Requirement(key, operator, tuple(sorted(set(values)))))
     return (EVERYTHING if errors else LabelSelector.of(*requirements)), errors
@@ -195,7 +197,7 @@ def _directions(types: list[str] | None, *, has_egress: bool) -> tuple[tuple[Dir
     if len(types) > len(_POLICY_TYPES):
         return _BOTH, ["spec.policyTypes: may not hold more than two"]
     errors = [
-        f"spec.policyTypes[{index}]: {syntax.shown(name)} is none of {', '.join(_POLICY_TYPES)}"
+        f"spec.policyTypes[{index}]: {validation.shown(name)} is none of {', '.join(_POLICY_TYPES)}"
         for index, name in enumerate(types)
         if name not in _POLICY_TYPES
     ]
@@ -225,17 +227,17 @@ def _port(read: wire.Port, path: str, errors: list[str]) -> PolicyPort | None:
     protocol = PROTOCOLS.get("TCP" if read.protocol is None else read.protocol)
     before = len(errors)
     if protocol is None:
-        errors.append(f"{path}.protocol: {syntax.shown(read.protocol)} is none of {', '.join(PROTOCOLS)}")
+        errors.append(f"{path}.protocol: {validation.shown(read.protocol)} is none of {', '.join(PROTOCOLS)}")
     if isinstance(read.port, int):
-        if not 1 <= read.port <= syntax.MAX_PORT:
-            errors.append(f"{path}.port: {read.port} is not in 1-{syntax.MAX_PORT}")
+        if not 1 <= read.port <= validation.MAX_PORT:
+            errors.append(f"{path}.port: {read.port} is not in 1-{validation.MAX_PORT}")
         if read.end_port is not None and read.end_port < read.port:
             errors.append(f"{path}.endPort: {read.end_port} is below port {read.port}")
-        if read.end_port is not None and not 1 <= read.end_port <= syntax.MAX_PORT:
-            errors.append(f"{path}.endPort: {read.end_port} is not in 1-{syntax.MAX_PORT}")
+        if read.end_port is not None and not 1 <= read.end_port <= validation.MAX_PORT:
+            errors.append(f"{path}.endPort: {read.end_port} is not in 1-{validation.MAX_PORT}")
     elif read.port is not None:
-        if not syntax.is_port_name(read.port):
-            errors.append(f"{path}.port: {syntax.shown(read.port)} is no port name")
+        if not validation.is_port_name(read.port):
+            errors.append(f"{path}.port: {validation.shown(read.port)} is no port name")
         if read.end_port is not None:
             errors.append(f"{path}.endPort: may not be given with a named port")
     elif read.end_port is not None:
@@ -279,7 +281,7 @@ def _network(text: str | None, path: str, errors: list[str]) -> Network | None:
         errors.append(f"{path}: must be given")
         return None
     try:
-        return syntax.read_network(text)
+        return validation.read_network(text)
     except ValueError:
-        errors.append(f"{path}: {syntax.shown(text)} is no CIDR")
+        errors.append(f"{path}: {validation.shown(text)} is no CIDR")
         return None

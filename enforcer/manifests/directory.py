@@ -27,12 +27,12 @@ from pathlib import Path
 import structlog
 from inotify_simple import Event, INotify, flags
 
+from enforcer.manifests.files import SUFFIXES, ManifestFile, load, signature
+from enforcer.manifests.precedence import Claims
+from enforcer.manifests.settling import Unsettled
 from enforcer.model.changes import Change, Rejection
 from enforcer.model.objects import NetworkPolicy
-from enforcer.sources import Heard
-from enforcer.sources.claims import Claims
-from enforcer.sources.files import SUFFIXES, ManifestFile, load, signature
-from enforcer.sources.unsettled import Unsettled
+from enforcer.model.sources import Heard
 
 _ENTRY_GONE = flags.DELETE | flags.MOVED_FROM
 _ENTRY_NEW = flags.CREATE | flags.MOVED_TO

@@ -17,8 +17,8 @@ import msgspec
 import yaml
 from yaml.cyaml import CParser  # type: ignore[attr-defined]
 
-from enforcer.sources import policies
-from enforcer.sources.decode import Decoded, decode
+from enforcer.kubernetes import policies
+from enforcer.kubernetes.decoding import Decoded, decode
 
 _MAX_DEPTH = 100
 _MAX_ALIASED = 100_000

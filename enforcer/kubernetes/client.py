@@ -10,7 +10,7 @@ import urllib3
 from kubernetes import config as kubernetes_config
 from kubernetes.client import ApiClient, Configuration
 
-from enforcer.sources import SourceError
+from enforcer.model.sources import SourceError
 
 _CONNECT_SECONDS = 5.0
 _MAX_RETRY_AFTER_SECONDS = 30.0
@@ -37,7 +37,7 @@ class _Status(msgspec.Struct, frozen=True):
 _status = msgspec.json.Decoder(_Status)
 
 
-def client(kubeconfig: Path | None) -> ApiClient:
+def connect(kubeconfig: Path | None) -> ApiClient:
     """A client of the API: of a kubeconfig, or (None) of the cluster that this process is a pod of.
 
     Raises:

@@ -24,8 +24,8 @@ import msgspec
 import structlog
 from kubernetes.client import ApiClient
 
+from enforcer.kubernetes.client import StatusError, request
 from enforcer.model.changes import Rejection
-from enforcer.sources.transport import StatusError, request
 
 log = structlog.get_logger()
 
@@ -51,7 +51,7 @@ class EventWriter:
     """Writes Events in a thread of its own.
 
     Args:
-        api: see ``transport.client``.
+        api: see ``client.connect``.
         node: this node's name.
         nodes: asks for the names of all nodes.
         period_seconds: how long an Event is left as it is.

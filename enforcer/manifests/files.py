@@ -8,9 +8,9 @@ import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from enforcer.manifests import documents
 from enforcer.model.changes import Rejection
 from enforcer.model.objects import NetworkPolicy, Object
-from enforcer.sources import manifests
 
 SUFFIXES = (".yaml", ".yml", ".json")
 MAX_BYTES = 64 << 20
@@ -29,7 +29,7 @@ class ManifestFile:
 
     path: str
     signature: bytes
-    documents: tuple[manifests.Document, ...] = ()
+    documents: tuple[documents.Document, ...] = ()
     good: bool = False
     errors: tuple[str, ...] = ()
 
@@ -84,16 +84,16 @@ def load(root: Path, path: str, last: ManifestFile | None) -> ManifestFile | Non
         return replace(
             last, signature=mark, errors=(f"{path}: is larger than {MAX_BYTES >> 20} MiB, or no regular file",)
         )
-    documents = manifests.parse(
+    parsed = documents.parse(
         data,
         path=path,
         is_json=path.endswith(".json"),
         known={document.digest: document.decoded for document in last.documents if document.error is None},
     )
-    errors = tuple(f"{path}:{document.error[0]}: {document.error[1]}" for document in documents if document.error)
+    errors = tuple(f"{path}:{document.error[0]}: {document.error[1]}" for document in parsed if document.error)
     if errors and last.good:
         return replace(last, signature=mark, errors=errors)
-    return ManifestFile(path, mark, tuple(documents), not errors, errors)
+    return ManifestFile(path, mark, tuple(parsed), not errors, errors)
 
 
 def _read(path: Path) -> tuple[bytes, bytes | None]:

@@ -5,7 +5,7 @@ a disconnect. Where the server has forgotten that version (410), the kind is lis
 handed on as gone, so no change falls between, and what it has the same costs nothing. Errors leave the last state as it
 is: they are logged, and tried again with growing, jittered pauses.
 
-Requests are ``transport``'s; bodies are decoded by ``decode``.
+Requests are made by ``client``; bodies are decoded by ``decoding``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import structlog
 import urllib3
 from kubernetes.client import ApiClient
 
+from enforcer.kubernetes.client import StatusError, request
+from enforcer.kubernetes.decoding import decode
 from enforcer.model.changes import Change, Rejection
 from enforcer.model.objects import Namespace, NetworkPolicy, Node, Object, Pod
-from enforcer.sources import Heard
-from enforcer.sources.decode import decode
-from enforcer.sources.transport import StatusError, request
+from enforcer.model.sources import Heard
 
 log = structlog.get_logger()
 
@@ -130,7 +130,7 @@ class ApiSource:
     """Hands on what the API holds, and then each difference.
 
     Args:
-        api: see ``transport.client``.
+        api: see ``client.connect``.
         changes: takes differences, on the threads of the watches. Must not raise.
         synced: called once, when a first list of every kind has been handed on.
     """
