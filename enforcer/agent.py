@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from cni.install import BIN_DIR
-from cni.ipam import Store
-from cni.netlink import NetlinkError
-from cni.node import Node, bridged_past_policy
-from cni.operations import EnforcerUnavailable, Operations
-from cni.routes import NodeRoutes
-from cni.server import CniServer
+from cni.netlink.rtnetlink import NetlinkError
+from cni.node.bridge import Node, bridged_past_policy
+from cni.node.routes import NodeRoutes
+from cni.plugin.install import BIN_DIR
+from cni.plugin.operations import EnforcerUnavailable, Operations
+from cni.plugin.server import CniServer
+from cni.plugin.store import Store
 from enforcer.answers import Answers
 from enforcer.config import Config
 from enforcer.control import ControlServer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import structlog
 
-from cni import install
+from cni.plugin import install
 
 _FIRST_PAUSE_SECONDS, _PAUSE_SECONDS = 0.1, 1.0
 

@@ -11,7 +11,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from cni import install
+from cni.plugin import install
 from enforcer.control import ControlError, ask
 
 _WIDTH = 120

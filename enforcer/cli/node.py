@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 import cni
-from cni import install as installation
+from cni.plugin import install as installation
 from enforcer.cli import common
 from enforcer.config import reference
 from enforcer.lock import Lock, LockError
@@ -62,7 +62,7 @@ def uninstall(run_dir: Path, cni_bin_dir: Path, cni_conf_dir: Path) -> None:
         lock = Lock(run_dir if run_dir.is_dir() else None)
     except LockError as error:
         raise click.ClickException(str(error)) from error
-    from cni.node import remove_all  # noqa: PLC0415
+    from cni.node.bridge import remove_all  # noqa: PLC0415
     from enforcer.kernel.nftables import Tables  # noqa: PLC0415 - loads libnftables
 
     # First, that no pod is started any more.

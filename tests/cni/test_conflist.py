@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cni.conflist import conflist
+from cni.plugin.conflist import conflist
 
 
 @pytest.mark.parametrize(

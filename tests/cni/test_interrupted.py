@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from cni import netlink, netns
-from cni.ipam import Store
-from cni.node import Node
-from cni.operations import Operations
-from cni.protocol import CniError, request
+from cni import netns
+from cni.netlink import rtnetlink
+from cni.node.bridge import Node
+from cni.plugin.operations import Operations
+from cni.plugin.protocol import CniError, request
+from cni.plugin.store import Store
 from enforcer.model.addresses import Network
 from enforcer.model.objects import Attachment
 
@@ -108,9 +109,9 @@ class Steps:
             self.do()
 
     def wrap(self, patch: pytest.MonkeyPatch, enforcer: Enforcer, store: Store) -> None:
-        send, reserve, confirm = netlink.Netlink.run, store.reserve, store.confirm
+        send, reserve, confirm = rtnetlink.Netlink.run, store.reserve, store.confirm
 
-        def run(nl: netlink.Netlink, *messages: netlink.Message) -> None:
+        def run(nl: rtnetlink.Netlink, *messages: rtnetlink.Message) -> None:
             for message in messages:
                 self()
                 send(nl, message)
@@ -118,7 +119,7 @@ class Steps:
         def stepped(function: Callable) -> Callable:
             return lambda *arguments, **named: (self(), function(*arguments, **named))[1]
 
-        patch.setattr(netlink.Netlink, "run", run)
+        patch.setattr(rtnetlink.Netlink, "run", run)
         patch.setattr(store, "reserve", stepped(reserve))
         patch.setattr(store, "confirm", stepped(confirm))
         enforcer.step = self

@@ -11,9 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cni.ipam import Record, Store
-from cni.links import default_mac
-from cni.protocol import CniError
+from cni.plugin.links import default_mac
+from cni.plugin.protocol import CniError
+from cni.plugin.store import Record, Store
 from enforcer.model.addresses import Network, format_address, parse_address
 from enforcer.model.objects import Attachment
 

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.netns
 
 SCRIPT = """
 import subprocess
-from cni.netlink import Events
+from cni.netlink.rtnetlink import Events
 
 events = Events()
 for number in range(5):

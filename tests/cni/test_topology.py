@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni import topology
-from cni.topology import Plan, Routing, Surroundings, plan, tunnel_mac
+from cni.node import topology
+from cni.node.topology import Plan, Routing, Surroundings, plan, tunnel_mac
 from enforcer.model.addresses import Family, Network, family_of, parse_address
 from enforcer.model.nodes import settle
 from enforcer.model.objects import Node

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from cni.links import default_mac
-from cni.node import BRIDGE_MAC
+from cni.node.bridge import BRIDGE_MAC
+from cni.plugin.links import default_mac
 from enforcer.demo.lab import Lab, Pod
 
 pytestmark = pytest.mark.netns

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cni.conflist import FILE_NAME
+from cni.plugin.conflist import FILE_NAME
 from enforcer.demo.lab import Lab
 from tests.e2e.conftest import EXECUTABLE, put
 from tests.e2e.test_cli import drawbridge

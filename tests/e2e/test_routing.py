@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cni.topology import tunnel_mac
+from cni.node.topology import tunnel_mac
 from enforcer.demo.lab import Lab, Pod
 from tests.e2e.conftest import put
 from tests.e2e.site import SECONDS, NodeLab, Place, Site, datagram_arrives, ip, mtu_of, reaches, seen_from, transferred

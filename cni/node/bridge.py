@@ -11,9 +11,10 @@ from pathlib import Path
 
 import structlog
 
-from cni import netlink, netns
-from cni.ipam import gateway
-from cni.netlink import Flag, Message, Netlink, NetlinkError, Rtm
+from cni import netns
+from cni.netlink import rtnetlink
+from cni.netlink.rtnetlink import Flag, Message, Netlink, NetlinkError, Rtm
+from cni.node.topology import gateway
 from enforcer.model import tunnel
 from enforcer.model.addresses import Address, Family, Network, family_of, format_address
 
@@ -79,7 +80,7 @@ class Node:
                 if error.errno != errno.EEXIST:
                     raise
             self.bridge_index = socket.if_nametoindex(BRIDGE)
-            mtu = netlink.link(netlink.u32(netlink.Ifla.MTU, self.mtu), index=self.bridge_index, up=True)
+            mtu = rtnetlink.link(rtnetlink.u32(rtnetlink.Ifla.MTU, self.mtu), index=self.bridge_index, up=True)
             nl.run(
                 *no_link_local(f"set up bridge {BRIDGE}", self.bridge_index, self.mtu),
                 Message(f"raise bridge {BRIDGE}", Rtm.NEWLINK, Flag(0), mtu),
@@ -113,14 +114,14 @@ class Node:
                     except NetlinkError as error:
                         if error.errno != errno.EEXIST:
                             raise
-            # Also those of an agent of before; unreachable networks of its time are the routes' (cni.routes).
+            # Also those of an agent of before; unreachable networks of its time are the routes' (cni.node.routes).
             stays = {gateway(network) for network in (*networks, *kept)}
             for address in self._host_addresses(nl):
                 if address not in stays and family_of(address) in families:
-                    old = netlink.address(address, index=self.bridge_index)
+                    old = rtnetlink.address(address, index=self.bridge_index)
                     _try(nl, Message(f"remove address {format_address(address)}", Rtm.DELADDR, Flag(0), old))
             for network in set(gone) - set(kept):
-                rest = netlink.Route(network.first, network.length, ROUTE_PROTOCOL)
+                rest = rtnetlink.Route(network.first, network.length, ROUTE_PROTOCOL)
                 try:
                     nl.run(Message(f"remove route of {network}", Rtm.DELROUTE, Flag(0), rest.payload()))
                 except NetlinkError as error:
@@ -131,18 +132,18 @@ class Node:
         """The addresses of the bridge that are ours by their form: without a network."""
         found = []
         for payload in nl.dump(
-            Message("list addresses", Rtm.GETADDR, Flag(0), netlink.ADDRESS_HEADER.pack(0, 0, 0, 0, 0))
+            Message("list addresses", Rtm.GETADDR, Flag(0), rtnetlink.ADDRESS_HEADER.pack(0, 0, 0, 0, 0))
         ):
-            _, length, _, _, index = netlink.ADDRESS_HEADER.unpack_from(payload)
-            attributes = netlink.attributes_of(payload[netlink.ADDRESS_HEADER.size :])
-            address = attributes.get(netlink.Ifa.LOCAL) or attributes[netlink.Ifa.ADDRESS]
+            _, length, _, _, index = rtnetlink.ADDRESS_HEADER.unpack_from(payload)
+            attributes = rtnetlink.attributes_of(payload[rtnetlink.ADDRESS_HEADER.size :])
+            address = attributes.get(rtnetlink.Ifa.LOCAL) or attributes[rtnetlink.Ifa.ADDRESS]
             if index == self.bridge_index and length == family_of(address).bits:
                 found.append(address)
         return found
 
     def _network(self, network: Network) -> tuple[Message, Message]:
-        own = netlink.address(gateway(network), index=self.bridge_index)
-        rest = netlink.Route(network.first, network.length, ROUTE_PROTOCOL)
+        own = rtnetlink.address(gateway(network), index=self.bridge_index)
+        rest = rtnetlink.Route(network.first, network.length, ROUTE_PROTOCOL)
         flags = Flag.CREATE | Flag.EXCL
         return (
             Message(f"address of {BRIDGE} in {network}", Rtm.NEWADDR, flags, own),
@@ -201,9 +202,9 @@ def no_link_local(step: str, index: int, mtu: int) -> list[Message]:
     """
     if mtu < _LEAST_IPV6_MTU or not Path("/proc/sys/net/ipv6").exists():
         return []
-    mode = netlink.u8(netlink.IFLA_INET6_ADDR_GEN_MODE, netlink.IN6_ADDR_GEN_MODE_NONE)
-    families = netlink.nested(netlink.Ifla.AF_SPEC, netlink.nested(socket.AF_INET6, mode))
-    return [Message(step, Rtm.NEWLINK, Flag(0), netlink.link(families, index=index))]
+    mode = rtnetlink.u8(rtnetlink.IFLA_INET6_ADDR_GEN_MODE, rtnetlink.IN6_ADDR_GEN_MODE_NONE)
+    families = rtnetlink.nested(rtnetlink.Ifla.AF_SPEC, rtnetlink.nested(socket.AF_INET6, mode))
+    return [Message(step, Rtm.NEWLINK, Flag(0), rtnetlink.link(families, index=index))]
 
 
 def gateways(networks: Sequence[Network]) -> dict[Family, Address]:
@@ -246,13 +247,13 @@ def remove_all() -> list[str]:
     with Netlink() as nl:
         for name in sorted(entry.name for entry in Path("/sys/class/net").iterdir()):
             if name == BRIDGE or _is_port(name) or _is_tunnel(name):
-                payload = netlink.link(netlink.text(netlink.Ifla.IFNAME, name))
+                payload = rtnetlink.link(rtnetlink.text(rtnetlink.Ifla.IFNAME, name))
                 _try(nl, Message(f"remove link {name}", Rtm.DELLINK, Flag(0), payload))
                 removed.append(f"link {name}")
         for family in (socket.AF_INET, socket.AF_INET6):
-            head = netlink.ROUTE_HEADER.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+            head = rtnetlink.ROUTE_HEADER.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
             for payload in nl.dump(Message("list routes", Rtm.GETROUTE, Flag(0), head)):
-                if netlink.ROUTE_HEADER.unpack_from(payload)[5] == ROUTE_PROTOCOL:
+                if rtnetlink.ROUTE_HEADER.unpack_from(payload)[5] == ROUTE_PROTOCOL:
                     _try(nl, Message("remove route", Rtm.DELROUTE, Flag(0), payload))
                     removed.append("route")
     return removed
@@ -276,17 +277,17 @@ def _try(nl: Netlink, message: Message) -> None:
 
 
 def _bridge(mtu: int) -> bytes:
-    data = netlink.nested(
-        netlink.Info.DATA,
-        netlink.u32(netlink.Bridge.FORWARD_DELAY, 0),
-        netlink.u32(netlink.Bridge.STP_STATE, 0),
-        netlink.u8(netlink.Bridge.MCAST_SNOOPING, 0),
+    data = rtnetlink.nested(
+        rtnetlink.Info.DATA,
+        rtnetlink.u32(rtnetlink.Bridge.FORWARD_DELAY, 0),
+        rtnetlink.u32(rtnetlink.Bridge.STP_STATE, 0),
+        rtnetlink.u8(rtnetlink.Bridge.MCAST_SNOOPING, 0),
     )
-    return netlink.link(
-        netlink.text(netlink.Ifla.IFNAME, BRIDGE),
-        netlink.attribute(netlink.Ifla.ADDRESS, BRIDGE_MAC),
-        netlink.u32(netlink.Ifla.MTU, mtu),
-        netlink.nested(netlink.Ifla.LINKINFO, netlink.text(netlink.Info.KIND, "bridge"), data),
+    return rtnetlink.link(
+        rtnetlink.text(rtnetlink.Ifla.IFNAME, BRIDGE),
+        rtnetlink.attribute(rtnetlink.Ifla.ADDRESS, BRIDGE_MAC),
+        rtnetlink.u32(rtnetlink.Ifla.MTU, mtu),
+        rtnetlink.nested(rtnetlink.Ifla.LINKINFO, rtnetlink.text(rtnetlink.Info.KIND, "bridge"), data),
     )
 
 

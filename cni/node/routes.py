@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from cni import netlink, topology, vxlan
-from cni.netlink import Flag, Message, Netlink, NetlinkError, Rtm
-from cni.node import BRIDGE, PORT_PREFIX, ROUTE_PROTOCOL
-from cni.node import Node as Setup
-from cni.topology import Routing, Surroundings
+from cni.netlink import rtnetlink
+from cni.netlink.rtnetlink import Flag, Message, Netlink, NetlinkError, Rtm
+from cni.node import topology, vxlan
+from cni.node.bridge import BRIDGE, PORT_PREFIX, ROUTE_PROTOCOL
+from cni.node.bridge import Node as Setup
+from cni.node.topology import Routing, Surroundings
 from enforcer.model.addresses import Address, Network, family_of, format_address
 from enforcer.model.objects import Node
 from enforcer.model.tunnel import Vxlan
@@ -65,7 +66,7 @@ class NodeRoutes:
 
     def start(self) -> None:
         """Watch routes and links on a thread of its own, in the calling thread's network namespace."""
-        self._thread = threading.Thread(target=self._watch, args=(netlink.Events(),), name="routes", daemon=True)
+        self._thread = threading.Thread(target=self._watch, args=(rtnetlink.Events(),), name="routes", daemon=True)
         self._thread.start()
 
     def alive(self) -> bool:
@@ -83,7 +84,7 @@ class NodeRoutes:
             self._nodes = {name: node for name, node in known.items() if name not in gone}
             self._sync()
 
-    def _watch(self, events: netlink.Events) -> None:
+    def _watch(self, events: rtnetlink.Events) -> None:
         while True:
             try:
                 happened = events.wait(_RETRY_SECONDS if self._failures else None)
@@ -100,14 +101,14 @@ class NodeRoutes:
             case Rtm.NEWADDR | Rtm.DELADDR:
                 return True
             case Rtm.NEWROUTE | Rtm.DELROUTE:
-                destination = netlink.attributes_of(payload[netlink.ROUTE_HEADER.size :]).get(netlink.Rta.DST)
-                length = netlink.ROUTE_HEADER.unpack_from(payload)[1]
+                destination = rtnetlink.attributes_of(payload[rtnetlink.ROUTE_HEADER.size :]).get(rtnetlink.Rta.DST)
+                length = rtnetlink.ROUTE_HEADER.unpack_from(payload)[1]
                 return destination is not None and Network(destination, length) in self._networks
             case Rtm.NEWNEIGH | Rtm.DELNEIGH:
-                return netlink.NEIGHBOUR_HEADER.unpack_from(payload)[1] in self._links
+                return rtnetlink.NEIGHBOUR_HEADER.unpack_from(payload)[1] in self._links
             case Rtm.NEWLINK | Rtm.DELLINK:
-                found = netlink.attributes_of(payload[netlink.LINK_HEADER.size :])
-                name = found.get(netlink.Ifla.IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+                found = rtnetlink.attributes_of(payload[rtnetlink.LINK_HEADER.size :])
+                name = found.get(rtnetlink.Ifla.IFNAME, b"").rstrip(b"\0").decode(errors="replace")
                 return not name.startswith(PORT_PREFIX) and name != BRIDGE
             case _:
                 return False
@@ -163,20 +164,20 @@ class NodeRoutes:
 def _routes(nl: Netlink) -> _Routes:
     routes = _Routes()
     for family in _FAMILIES:
-        head = netlink.ROUTE_HEADER.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+        head = rtnetlink.ROUTE_HEADER.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
         for payload in nl.dump(Message("list routes", Rtm.GETROUTE, Flag(0), head)):
-            _, length, _, _, table, protocol, _, kind, _ = netlink.ROUTE_HEADER.unpack_from(payload)
-            attributes = netlink.attributes_of(payload[netlink.ROUTE_HEADER.size :])
-            gateway, destination = attributes.get(netlink.Rta.GATEWAY), attributes.get(netlink.Rta.DST)
-            if table == netlink.RT_TABLE_LOCAL and kind == netlink.RTN_LOCAL and destination is not None:
+            _, length, _, _, table, protocol, _, kind, _ = rtnetlink.ROUTE_HEADER.unpack_from(payload)
+            attributes = rtnetlink.attributes_of(payload[rtnetlink.ROUTE_HEADER.size :])
+            gateway, destination = attributes.get(rtnetlink.Rta.GATEWAY), attributes.get(rtnetlink.Rta.DST)
+            if table == rtnetlink.RT_TABLE_LOCAL and kind == rtnetlink.RTN_LOCAL and destination is not None:
                 routes.addresses.add(destination)
-            if table != netlink.RT_TABLE_MAIN:
+            if table != rtnetlink.RT_TABLE_MAIN:
                 continue
-            if protocol == ROUTE_PROTOCOL and kind == netlink.RTN_UNREACHABLE and destination is not None:
+            if protocol == ROUTE_PROTOCOL and kind == rtnetlink.RTN_UNREACHABLE and destination is not None:
                 routes.ours[Network(destination, length)] = None
                 continue
             if protocol == ROUTE_PROTOCOL and gateway is not None and destination is not None:
-                link = int.from_bytes(attributes.get(netlink.Rta.OIF, b""), "little")
+                link = int.from_bytes(attributes.get(rtnetlink.Rta.OIF, b""), "little")
                 routes.ours[Network(destination, length)] = (gateway, link)
                 continue
             if gateway is not None:
@@ -189,19 +190,22 @@ def _routes(nl: Netlink) -> _Routes:
 def _link_to(nl: Netlink, address: Address) -> int:
     """The index of the link that an address is directly on; 0 if it is on none."""
     bits = family_of(address).bits
-    head = netlink.ROUTE_HEADER.pack(netlink.family_number(address), bits, 0, 0, 0, 0, 0, 0, 0)
+    head = rtnetlink.ROUTE_HEADER.pack(rtnetlink.family_number(address), bits, 0, 0, 0, 0, 0, 0, 0)
     request = Message(
-        f"way to {format_address(address)}", Rtm.GETROUTE, Flag(0), head + netlink.attribute(netlink.Rta.DST, address)
+        f"way to {format_address(address)}",
+        Rtm.GETROUTE,
+        Flag(0),
+        head + rtnetlink.attribute(rtnetlink.Rta.DST, address),
     )
     try:
         payload = nl.get(request)
     except NetlinkError:
         return 0
-    kind = netlink.ROUTE_HEADER.unpack_from(payload)[7]
-    attributes = netlink.attributes_of(payload[netlink.ROUTE_HEADER.size :])
-    if kind != netlink.RTN_UNICAST or netlink.Rta.GATEWAY in attributes:
+    kind = rtnetlink.ROUTE_HEADER.unpack_from(payload)[7]
+    attributes = rtnetlink.attributes_of(payload[rtnetlink.ROUTE_HEADER.size :])
+    if kind != rtnetlink.RTN_UNICAST or rtnetlink.Rta.GATEWAY in attributes:
         return 0
-    return int.from_bytes(attributes.get(netlink.Rta.OIF, b""), "little")
+    return int.from_bytes(attributes.get(rtnetlink.Rta.OIF, b""), "little")
 
 
 def _make(nl: Netlink, wanted: Ways, present: Ways) -> frozenset[str]:
@@ -236,6 +240,6 @@ def _delete(nl: Netlink, network: Network, way: tuple[Address, int] | None) -> N
         log.debug("route gone already", network=str(network), error=str(error))
 
 
-def _route(network: Network, way: tuple[Address, int] | None) -> netlink.Route:
+def _route(network: Network, way: tuple[Address, int] | None) -> rtnetlink.Route:
     gateway, index = way or (None, 0)
-    return netlink.Route(network.first, network.length, ROUTE_PROTOCOL, index=index, gateway=gateway)
+    return rtnetlink.Route(network.first, network.length, ROUTE_PROTOCOL, index=index, gateway=gateway)

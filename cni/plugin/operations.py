@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 import structlog
 
-from cni import delegation, links, netns
-from cni.ipam import Record, Store
-from cni.netlink import NetlinkError
-from cni.node import BRIDGE, BRIDGE_MAC, Node, gateways
-from cni.protocol import (
+from cni import netns
+from cni.netlink.rtnetlink import NetlinkError
+from cni.node.bridge import BRIDGE, BRIDGE_MAC, Node, gateways
+from cni.plugin import delegation, links
+from cni.plugin.protocol import (
     CHECK_FAILURE,
     INVALID_CONFIGURATION,
     INVALID_ENVIRONMENT,
@@ -30,6 +30,7 @@ from cni.protocol import (
     Result,
     success,
 )
+from cni.plugin.store import Record, Store
 from enforcer.model.addresses import Address, Network
 from enforcer.model.objects import Attachment
 

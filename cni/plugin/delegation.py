@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cni.protocol import ADDRESS_FAILURE, INVALID_CONFIGURATION, CniError
+from cni.plugin.protocol import ADDRESS_FAILURE, INVALID_CONFIGURATION, CniError
 from enforcer.model.addresses import Address, Family, family_of, parse_address
 
 _SECONDS = 10

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from cni.operations import Operations
-from cni.protocol import IO_FAILURE, CniError, failure, request
+from cni.plugin.operations import Operations
+from cni.plugin.protocol import IO_FAILURE, CniError, failure, request
 
 _MAGIC = 0x44425231
 _HEADER = struct.Struct("!III")

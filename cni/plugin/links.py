@@ -13,9 +13,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from cni import netlink, netns
-from cni.netlink import Flag, Message, Netlink, NetlinkError, Rtm
-from cni.node import BRIDGE_MAC, PORT_PREFIX, ROUTE_PROTOCOL, Node, no_link_local
+from cni import netns
+from cni.netlink import rtnetlink
+from cni.netlink.rtnetlink import Flag, Message, Netlink, NetlinkError, Rtm
+from cni.node.bridge import BRIDGE_MAC, PORT_PREFIX, ROUTE_PROTOCOL, Node, no_link_local
 from enforcer.model.addresses import Address, Family, family_of, format_address
 from enforcer.model.objects import Attachment
 
@@ -77,38 +78,38 @@ class Link:
                 return _missing(nl, attachment, gateways, index)
 
     def _veth(self, attachment: Attachment) -> bytes:
-        peer = netlink.link(
-            netlink.text(netlink.Ifla.IFNAME, attachment.ifname),
-            netlink.attribute(netlink.Ifla.ADDRESS, attachment.mac),
-            netlink.u32(netlink.Ifla.MTU, self.node.mtu),
-            netlink.u32(netlink.Ifla.NET_NS_FD, self.pod_netns),
+        peer = rtnetlink.link(
+            rtnetlink.text(rtnetlink.Ifla.IFNAME, attachment.ifname),
+            rtnetlink.attribute(rtnetlink.Ifla.ADDRESS, attachment.mac),
+            rtnetlink.u32(rtnetlink.Ifla.MTU, self.node.mtu),
+            rtnetlink.u32(rtnetlink.Ifla.NET_NS_FD, self.pod_netns),
         )
-        pair = netlink.nested(netlink.Info.DATA, netlink.attribute(netlink.VETH_INFO_PEER, peer))
-        return netlink.link(
-            netlink.text(netlink.Ifla.IFNAME, attachment.port),
-            netlink.u32(netlink.Ifla.MTU, self.node.mtu),
-            netlink.u32(netlink.Ifla.MASTER, self.node.bridge_index),
-            netlink.nested(netlink.Ifla.LINKINFO, netlink.text(netlink.Info.KIND, "veth"), pair),
+        pair = rtnetlink.nested(rtnetlink.Info.DATA, rtnetlink.attribute(rtnetlink.VETH_INFO_PEER, peer))
+        return rtnetlink.link(
+            rtnetlink.text(rtnetlink.Ifla.IFNAME, attachment.port),
+            rtnetlink.u32(rtnetlink.Ifla.MTU, self.node.mtu),
+            rtnetlink.u32(rtnetlink.Ifla.MASTER, self.node.bridge_index),
+            rtnetlink.nested(rtnetlink.Ifla.LINKINFO, rtnetlink.text(rtnetlink.Info.KIND, "veth"), pair),
         )
 
     def _port(self, attachment: Attachment, index: int) -> list[Message]:
-        port = netlink.Port
-        settings = netlink.nested(
-            netlink.Info.SLAVE_DATA,
-            netlink.u8(port.ISOLATED, 1),
-            *(netlink.u8(off, 0) for off in (port.LEARNING, port.UNICAST_FLOOD, port.MCAST_FLOOD, port.BCAST_FLOOD)),
+        port = rtnetlink.Port
+        settings = rtnetlink.nested(
+            rtnetlink.Info.SLAVE_DATA,
+            rtnetlink.u8(port.ISOLATED, 1),
+            *(rtnetlink.u8(off, 0) for off in (port.LEARNING, port.UNICAST_FLOOD, port.MCAST_FLOOD, port.BCAST_FLOOD)),
         )
-        info = netlink.nested(netlink.Ifla.LINKINFO, netlink.text(netlink.Info.SLAVE_KIND, "bridge"), settings)
-        forwarding = netlink.forwarding_entry(attachment.mac, index=index)
+        info = rtnetlink.nested(rtnetlink.Ifla.LINKINFO, rtnetlink.text(rtnetlink.Info.SLAVE_KIND, "bridge"), settings)
+        forwarding = rtnetlink.forwarding_entry(attachment.mac, index=index)
         bridge = self.node.bridge_index
         messages = [
             *no_link_local(f"set up port {attachment.port}", index, self.node.mtu),
-            Message(f"isolate port {attachment.port}", Rtm.NEWLINK, Flag(0), netlink.link(info, index=index)),
+            Message(f"isolate port {attachment.port}", Rtm.NEWLINK, Flag(0), rtnetlink.link(info, index=index)),
             Message("forwarding entry", Rtm.NEWNEIGH, Flag.CREATE | Flag.REPLACE, forwarding),
         ]
         for address in attachment.addresses:
-            route = netlink.Route(address, len(address) * 8, ROUTE_PROTOCOL, index=bridge)
-            neighbour = netlink.neighbour(address, attachment.mac, index=bridge)
+            route = rtnetlink.Route(address, len(address) * 8, ROUTE_PROTOCOL, index=bridge)
+            neighbour = rtnetlink.neighbour(address, attachment.mac, index=bridge)
             messages += [
                 Message("neighbour of the pod", Rtm.NEWNEIGH, Flag.CREATE | Flag.REPLACE, neighbour),
                 Message("route to the pod", Rtm.NEWROUTE, Flag.CREATE | Flag.REPLACE, route.payload()),
@@ -117,11 +118,11 @@ class Link:
 
 
 def _pod_side(attachment: Attachment, gateways: Mapping[Family, Address], index: int) -> list[Message]:
-    up = netlink.link(index=index, up=True)
+    up = rtnetlink.link(index=index, up=True)
     messages = [
-        Message("raise lo", Rtm.NEWLINK, Flag(0), netlink.link(index=1, up=True)),
+        Message("raise lo", Rtm.NEWLINK, Flag(0), rtnetlink.link(index=1, up=True)),
         *(
-            Message("address of the pod", Rtm.NEWADDR, _NEW, netlink.address(address, index=index))
+            Message("address of the pod", Rtm.NEWADDR, _NEW, rtnetlink.address(address, index=index))
             for address in attachment.addresses
         ),
         Message(f"raise {attachment.ifname} in the pod", Rtm.NEWLINK, Flag(0), up),
@@ -129,14 +130,14 @@ def _pod_side(attachment: Attachment, gateways: Mapping[Family, Address], index:
     for family in {family_of(address) for address in attachment.addresses} & gateways.keys():
         gateway = gateways[family]
         width = family.bits // 8
-        to_gateway = netlink.Route(gateway, family.bits, ROUTE_PROTOCOL, index=index)
-        default = netlink.Route(bytes(width), 0, ROUTE_PROTOCOL, index=index, gateway=gateway)
+        to_gateway = rtnetlink.Route(gateway, family.bits, ROUTE_PROTOCOL, index=index)
+        default = rtnetlink.Route(bytes(width), 0, ROUTE_PROTOCOL, index=index, gateway=gateway)
         messages += [
             Message(
                 "neighbour of the gateway",
                 Rtm.NEWNEIGH,
                 Flag.CREATE | Flag.REPLACE,
-                netlink.neighbour(gateway, BRIDGE_MAC, index=index),
+                rtnetlink.neighbour(gateway, BRIDGE_MAC, index=index),
             ),
             Message("route to the gateway", Rtm.NEWROUTE, _NEW, to_gateway.payload()),
             Message("default route of the pod", Rtm.NEWROUTE, _NEW, default.payload()),
@@ -147,21 +148,21 @@ def _pod_side(attachment: Attachment, gateways: Mapping[Family, Address], index:
 def _missing(nl: Netlink, attachment: Attachment, gateways: Mapping[Family, Address], index: int) -> list[str]:
     addresses, defaults, neighbours = set(), set(), set()
     for family in (socket.AF_INET, socket.AF_INET6):
-        head = netlink.ADDRESS_HEADER.pack(family, 0, 0, 0, 0)
+        head = rtnetlink.ADDRESS_HEADER.pack(family, 0, 0, 0, 0)
         for payload in nl.dump(Message("list addresses", Rtm.GETADDR, Flag(0), head)):
-            found = netlink.attributes_of(payload[netlink.ADDRESS_HEADER.size :])
-            if netlink.ADDRESS_HEADER.unpack_from(payload)[4] == index:
-                addresses.add(found.get(netlink.Ifa.LOCAL) or found[netlink.Ifa.ADDRESS])
-        head = netlink.ROUTE_HEADER.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+            found = rtnetlink.attributes_of(payload[rtnetlink.ADDRESS_HEADER.size :])
+            if rtnetlink.ADDRESS_HEADER.unpack_from(payload)[4] == index:
+                addresses.add(found.get(rtnetlink.Ifa.LOCAL) or found[rtnetlink.Ifa.ADDRESS])
+        head = rtnetlink.ROUTE_HEADER.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
         for payload in nl.dump(Message("list routes", Rtm.GETROUTE, Flag(0), head)):
-            found = netlink.attributes_of(payload[netlink.ROUTE_HEADER.size :])
-            if netlink.Rta.DST not in found and found.get(netlink.Rta.OIF) == index.to_bytes(4, sys.byteorder):
-                defaults.add(found.get(netlink.Rta.GATEWAY))
-        head = netlink.NEIGHBOUR_HEADER.pack(family, 0, 0, 0, 0)
+            found = rtnetlink.attributes_of(payload[rtnetlink.ROUTE_HEADER.size :])
+            if rtnetlink.Rta.DST not in found and found.get(rtnetlink.Rta.OIF) == index.to_bytes(4, sys.byteorder):
+                defaults.add(found.get(rtnetlink.Rta.GATEWAY))
+        head = rtnetlink.NEIGHBOUR_HEADER.pack(family, 0, 0, 0, 0)
         for payload in nl.dump(Message("list neighbours", Rtm.GETNEIGH, Flag(0), head)):
-            found = netlink.attributes_of(payload[netlink.NEIGHBOUR_HEADER.size :])
-            if found.get(netlink.Nda.LLADDR) == BRIDGE_MAC:
-                neighbours.add(found.get(netlink.Nda.DST))
+            found = rtnetlink.attributes_of(payload[rtnetlink.NEIGHBOUR_HEADER.size :])
+            if found.get(rtnetlink.Nda.LLADDR) == BRIDGE_MAC:
+                neighbours.add(found.get(rtnetlink.Nda.DST))
     return [
         *(f"address {format_address(a)}" for a in attachment.addresses if a not in addresses),
         *(f"default route by {format_address(g)}" for g in gateways.values() if g not in defaults),
@@ -172,7 +173,7 @@ def _missing(nl: Netlink, attachment: Attachment, gateways: Mapping[Family, Addr
 def up(attachment: Attachment) -> None:
     """Raise the node side: from here on packets flow."""
     with Netlink() as nl:
-        payload = netlink.link(netlink.text(netlink.Ifla.IFNAME, attachment.port), up=True)
+        payload = rtnetlink.link(rtnetlink.text(rtnetlink.Ifla.IFNAME, attachment.port), up=True)
         nl.run(Message(f"raise {attachment.port}", Rtm.NEWLINK, Flag(0), payload))
 
 
@@ -193,8 +194,8 @@ def remove(attachment: Attachment, *, bridge_index: int) -> None:
     """
     messages = [_delete_link(attachment)]
     for address in attachment.addresses:
-        route = netlink.Route(address, len(address) * 8, ROUTE_PROTOCOL, index=bridge_index)
-        neighbour = netlink.neighbour(address, attachment.mac, index=bridge_index)
+        route = rtnetlink.Route(address, len(address) * 8, ROUTE_PROTOCOL, index=bridge_index)
+        neighbour = rtnetlink.neighbour(address, attachment.mac, index=bridge_index)
         messages += [
             Message("remove the route to the pod", Rtm.DELROUTE, Flag(0), route.payload()),
             Message("remove the neighbour of the pod", Rtm.DELNEIGH, Flag(0), neighbour),
@@ -204,8 +205,8 @@ def remove(attachment: Attachment, *, bridge_index: int) -> None:
 
 
 def _delete_link(attachment: Attachment) -> Message:
-    name = netlink.text(netlink.Ifla.IFNAME, attachment.port)
-    return Message(f"remove link {attachment.port}", Rtm.DELLINK, Flag(0), netlink.link(name))
+    name = rtnetlink.text(rtnetlink.Ifla.IFNAME, attachment.port)
+    return Message(f"remove link {attachment.port}", Rtm.DELLINK, Flag(0), rtnetlink.link(name))
 
 
 def _run_all(nl: Netlink, messages: Iterable[Message]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from cni.conflist import FILE_NAME, conflist
+from cni.plugin.conflist import FILE_NAME, conflist
 
 BIN_DIR = Path("/opt/cni/bin")
 CONF_DIR = Path("/etc/cni/net.d")

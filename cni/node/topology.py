@@ -11,12 +11,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cni.ipam import gateway
 from enforcer.model.addresses import Address, Family, Network, family_of
 from enforcer.model.nodes import settle
 from enforcer.model.objects import Node
 
 Routing = Literal["auto", "direct", "vxlan"]
+
+
+def gateway(network: Network) -> Address:
+    """The first host address of a pod network: the bridge's own."""
+    first, last = network.interval
+    return min(first + 1, last).to_bytes(network.family.bits // 8, "big")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cni.protocol import ADDRESS_FAILURE, CniError
+from cni.node.topology import gateway
+from cni.plugin.protocol import ADDRESS_FAILURE, CniError
 from enforcer.model.addresses import Address, Family, Network, family_of, format_address
 from enforcer.model.objects import Attachment
 
@@ -194,12 +195,6 @@ class Store:
             f"no free address in {', '.join(map(str, networks))}",
             f"{used} are in use; delete pods, or give the node a larger pod CIDR",
         )
-
-
-def gateway(network: Network) -> Address:
-    """The first host address of a pod network: the bridge's own."""
-    first, last = network.interval
-    return min(first + 1, last).to_bytes(network.family.bits // 8, "big")
 
 
 def _reserved(address: Address, network: Network) -> bool:

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from cni import netlink, netns
-from cni.netlink import Flag, Message, Netlink, NetlinkError, Rtm
-from cni.node import link_settings, no_link_local
-from cni.topology import Tunnel
+from cni import netns
+from cni.netlink import rtnetlink
+from cni.netlink.rtnetlink import Flag, Message, Netlink, NetlinkError, Rtm
+from cni.node.bridge import link_settings, no_link_local
+from cni.node.topology import Tunnel
 from enforcer.model.addresses import Address, Family, family_of, format_address
 from enforcer.model.tunnel import LINK_GROUP, LINKS, OVERHEAD, Vxlan
 
@@ -88,26 +89,28 @@ class _Present:
 def _find(nl: Netlink, name: str) -> _Present | None:
     try:
         payload = nl.get(
-            Message(f"look for {name}", Rtm.GETLINK, Flag(0), netlink.link(netlink.text(netlink.Ifla.IFNAME, name)))
+            Message(
+                f"look for {name}", Rtm.GETLINK, Flag(0), rtnetlink.link(rtnetlink.text(rtnetlink.Ifla.IFNAME, name))
+            )
         )
     except NetlinkError as error:
         if error.errno == errno.ENODEV:
             return None
         raise
-    _, _, index, flags, _ = netlink.LINK_HEADER.unpack_from(payload)
-    found = netlink.attributes_of(payload[netlink.LINK_HEADER.size :])
-    info = netlink.attributes_of(found.get(netlink.Ifla.LINKINFO, b""))
-    data = netlink.attributes_of(info.get(netlink.Info.DATA, b""))
-    kind, of = info.get(netlink.Info.KIND, b"").rstrip(b"\0"), netlink.Vxlan
+    _, _, index, flags, _ = rtnetlink.LINK_HEADER.unpack_from(payload)
+    found = rtnetlink.attributes_of(payload[rtnetlink.LINK_HEADER.size :])
+    info = rtnetlink.attributes_of(found.get(rtnetlink.Ifla.LINKINFO, b""))
+    data = rtnetlink.attributes_of(info.get(rtnetlink.Info.DATA, b""))
+    kind, of = info.get(rtnetlink.Info.KIND, b"").rstrip(b"\0"), rtnetlink.Vxlan
     shape = _Shape(
         id=_number(data.get(of.ID)),
         port=int.from_bytes(data.get(of.PORT, b""), "big"),
         local=data.get(of.LOCAL) or data.get(of.LOCAL6, b""),
-        mac=found.get(netlink.Ifla.ADDRESS, b""),
+        mac=found.get(rtnetlink.Ifla.ADDRESS, b""),
         learning=bool(_number(data.get(of.LEARNING))),
     )
-    ours = kind == b"vxlan" and _number(found.get(netlink.Ifla.GROUP)) == LINK_GROUP
-    return _Present(index, ours, bool(flags & netlink.IFF_UP), _number(found.get(netlink.Ifla.MTU)), shape)
+    ours = kind == b"vxlan" and _number(found.get(rtnetlink.Ifla.GROUP)) == LINK_GROUP
+    return _Present(index, ours, bool(flags & rtnetlink.IFF_UP), _number(found.get(rtnetlink.Ifla.MTU)), shape)
 
 
 def _link(nl: Netlink, name: str, present: _Present | None, shape: _Shape, mtu: int) -> int:
@@ -125,56 +128,58 @@ def _link(nl: Netlink, name: str, present: _Present | None, shape: _Shape, mtu: 
     else:
         index = present.index
     if present is None or not present.up or present.mtu != mtu:
-        raised = netlink.link(netlink.u32(netlink.Ifla.MTU, mtu), index=index, up=True)
+        raised = rtnetlink.link(rtnetlink.u32(rtnetlink.Ifla.MTU, mtu), index=index, up=True)
         nl.run(Message(f"raise link {name}", Rtm.NEWLINK, Flag(0), raised))
     return index
 
 
 def _remove(nl: Netlink, name: str, present: _Present) -> None:
-    nl.run(Message(f"remove link {name}", Rtm.DELLINK, Flag(0), netlink.link(index=present.index)))
+    nl.run(Message(f"remove link {name}", Rtm.DELLINK, Flag(0), rtnetlink.link(index=present.index)))
 
 
 def _vxlan(name: str, shape: _Shape, mtu: int) -> bytes:
-    of = netlink.Vxlan
+    of = rtnetlink.Vxlan
     local = of.LOCAL if family_of(shape.local) is Family.V4 else of.LOCAL6
-    data = netlink.nested(
-        netlink.Info.DATA,
-        netlink.u32(of.ID, shape.id),
-        netlink.attribute(local, shape.local),
-        netlink.attribute(of.PORT, shape.port.to_bytes(2, "big")),
-        netlink.u8(of.LEARNING, shape.learning),
+    data = rtnetlink.nested(
+        rtnetlink.Info.DATA,
+        rtnetlink.u32(of.ID, shape.id),
+        rtnetlink.attribute(local, shape.local),
+        rtnetlink.attribute(of.PORT, shape.port.to_bytes(2, "big")),
+        rtnetlink.u8(of.LEARNING, shape.learning),
     )
-    return netlink.link(
-        netlink.text(netlink.Ifla.IFNAME, name),
-        netlink.attribute(netlink.Ifla.ADDRESS, shape.mac),
-        netlink.u32(netlink.Ifla.MTU, mtu),
-        netlink.u32(netlink.Ifla.GROUP, LINK_GROUP),
-        netlink.nested(netlink.Ifla.LINKINFO, netlink.text(netlink.Info.KIND, "vxlan"), data),
+    return rtnetlink.link(
+        rtnetlink.text(rtnetlink.Ifla.IFNAME, name),
+        rtnetlink.attribute(rtnetlink.Ifla.ADDRESS, shape.mac),
+        rtnetlink.u32(rtnetlink.Ifla.MTU, mtu),
+        rtnetlink.u32(rtnetlink.Ifla.GROUP, LINK_GROUP),
+        rtnetlink.nested(rtnetlink.Ifla.LINKINFO, rtnetlink.text(rtnetlink.Info.KIND, "vxlan"), data),
     )
 
 
 def _addresses(nl: Netlink, index: int, wanted: Tunnel, failures: set[str]) -> None:
     """Give a link the node's own addresses on the pod network, so that what the node sends comes back the same way."""
     present = set()
-    for payload in nl.dump(Message("list addresses", Rtm.GETADDR, Flag(0), netlink.ADDRESS_HEADER.pack(0, 0, 0, 0, 0))):
-        if netlink.ADDRESS_HEADER.unpack_from(payload)[4] == index:
-            found = netlink.attributes_of(payload[netlink.ADDRESS_HEADER.size :])
-            present.add(found.get(netlink.Ifa.LOCAL) or found[netlink.Ifa.ADDRESS])
+    for payload in nl.dump(
+        Message("list addresses", Rtm.GETADDR, Flag(0), rtnetlink.ADDRESS_HEADER.pack(0, 0, 0, 0, 0))
+    ):
+        if rtnetlink.ADDRESS_HEADER.unpack_from(payload)[4] == index:
+            found = rtnetlink.attributes_of(payload[rtnetlink.ADDRESS_HEADER.size :])
+            present.add(found.get(rtnetlink.Ifa.LOCAL) or found[rtnetlink.Ifa.ADDRESS])
     for address in present.symmetric_difference(wanted.addresses):
         step = f"address {format_address(address)} of the tunnel"
         kind, flags = (Rtm.DELADDR, Flag(0)) if address in present else (Rtm.NEWADDR, _REPLACE)
-        _try(nl, Message(step, kind, flags, netlink.address(address, index=index)), failures)
+        _try(nl, Message(step, kind, flags, rtnetlink.address(address, index=index)), failures)
 
 
 def _entries(nl: Netlink, index: int, wanted: Tunnel, failures: set[str]) -> None:
     """Make forwarding entries and neighbours those of the plan: one that is refused harms no other."""
     forwarding = {(peer.mac, peer.address) for peer in wanted.peers.values()}
     neighbours = {(network.first, peer.mac) for network, peer in wanted.peers.items()}
-    present = _listed(nl, socket.AF_BRIDGE, index, netlink.Nda.LLADDR, netlink.Nda.DST)
+    present = _listed(nl, socket.AF_BRIDGE, index, rtnetlink.Nda.LLADDR, rtnetlink.Nda.DST)
     known = {
         pair
         for family in (socket.AF_INET, socket.AF_INET6)
-        for pair in _listed(nl, family, index, netlink.Nda.DST, netlink.Nda.LLADDR)
+        for pair in _listed(nl, family, index, rtnetlink.Nda.DST, rtnetlink.Nda.LLADDR)
     }
     # What is to go goes first: an entry with several destinations would send to all of them.
     for kind, flags, entries, neighbour_pairs in (
@@ -183,20 +188,20 @@ def _entries(nl: Netlink, index: int, wanted: Tunnel, failures: set[str]) -> Non
     ):
         for mac, destination in entries:
             step = f"forwarding entry {mac.hex(':')} at {format_address(destination)}"
-            _try(nl, Message(step, kind, flags, netlink.tunnel_entry(mac, destination, index=index)), failures)
+            _try(nl, Message(step, kind, flags, rtnetlink.tunnel_entry(mac, destination, index=index)), failures)
         for address, mac in neighbour_pairs:
             step = f"neighbour {format_address(address)} at {mac.hex(':')}"
-            _try(nl, Message(step, kind, flags, netlink.neighbour(address, mac, index=index)), failures)
+            _try(nl, Message(step, kind, flags, rtnetlink.neighbour(address, mac, index=index)), failures)
 
 
 def _listed(nl: Netlink, family: int, index: int, key: int, value: int) -> set[tuple[bytes, bytes]]:
     """Two attributes of each permanent entry of a link."""
-    head = netlink.NEIGHBOUR_HEADER.pack(family, 0, 0, 0, 0) + netlink.u32(netlink.Nda.IFINDEX, index)
+    head = rtnetlink.NEIGHBOUR_HEADER.pack(family, 0, 0, 0, 0) + rtnetlink.u32(rtnetlink.Nda.IFINDEX, index)
     listed = set()
     for payload in nl.dump(Message("list entries", Rtm.GETNEIGH, Flag(0), head)):
-        _, of, state, _, _ = netlink.NEIGHBOUR_HEADER.unpack_from(payload)
-        found = netlink.attributes_of(payload[netlink.NEIGHBOUR_HEADER.size :])
-        if of == index and state & netlink.NUD_PERMANENT and key in found and value in found:
+        _, of, state, _, _ = rtnetlink.NEIGHBOUR_HEADER.unpack_from(payload)
+        found = rtnetlink.attributes_of(payload[rtnetlink.NEIGHBOUR_HEADER.size :])
+        if of == index and state & rtnetlink.NUD_PERMANENT and key in found and value in found:
             listed.add((found[key], found[value]))
     return listed
 
