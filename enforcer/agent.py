@@ -19,14 +19,12 @@ from cni.plugin.install import BIN_DIR
 from cni.plugin.operations import EnforcerUnavailable, Operations
 from cni.plugin.server import CniServer
 from cni.plugin.store import Store
-from enforcer.answers import Answers
 from enforcer.config import Config
-from enforcer.control import ControlServer
-from enforcer.housekeeping import Housekeeping
+from enforcer.control.answers import Answers
+from enforcer.control.socket import ControlServer
 from enforcer.kernel.netlink import TableWatch
 from enforcer.kernel.nftables import Tables
 from enforcer.kernel.requirements import Findings, inspect
-from enforcer.lock import Lock
 from enforcer.manifests.directory import DirectorySource
 from enforcer.model.addresses import Network
 from enforcer.model.marks import ConnectionMark
@@ -36,7 +34,9 @@ from enforcer.model.sources import Source
 from enforcer.observe.health import HealthServer
 from enforcer.observe.metrics import KernelCollector, Metrics
 from enforcer.reconcile.reconciler import NotReadyError, Reconciler, Settings
-from enforcer.secret import secret
+from enforcer.supervision.housekeeping import Housekeeping
+from enforcer.supervision.lock import Lock
+from enforcer.supervision.secret import secret
 from enforcer.translate.base import BaseSettings
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """How the pods of other nodes are to be reached, worked out from Node objects: a pure function, no kernel.
 
 In: Node objects, and what of this node's surroundings matters. Out: a ``Plan``, with the reason for each network that
-is left out. Whose a network or an address is, ``enforcer.model.nodes`` says.
+is left out. Whose a network or an address is, ``enforcer.nodes.ownership`` says.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from enforcer.model.addresses import Address, Family, Network, family_of
-from enforcer.model.nodes import settle
 from enforcer.model.objects import Node
+from enforcer.nodes.ownership import settle
 
 Routing = Literal["auto", "direct", "vxlan"]
 

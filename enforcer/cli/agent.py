@@ -12,10 +12,10 @@ import click
 
 from enforcer.cli import common
 from enforcer.config import ConfigError, load
-from enforcer.lock import LockError
 from enforcer.model.addresses import Network
 from enforcer.model.sources import SourceError
 from enforcer.observe import logs
+from enforcer.supervision.lock import LockError
 
 
 class _Cidr(click.ParamType[Network]):

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cni.plugin import install
-from enforcer.control import ControlError, ask
+from enforcer.control.socket import ControlError, ask
 
 _WIDTH = 120
 RUN_DIR = Path("/run/drawbridge")

@@ -17,8 +17,8 @@ from rich.table import Table
 import enforcer
 from enforcer.cli import common
 from enforcer.cli.inspect import print_flows
+from enforcer.control.explain import Flow
 from enforcer.demo.lab import Lab, LabError
-from enforcer.explain import Flow
 
 _MANIFESTS = Path(enforcer.__file__).parent / "demo" / "manifests"
 _EXECUTABLE = Path(enforcer.__file__).parent.parent / "build" / "cni" / "drawbridge"

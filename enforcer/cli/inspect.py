@@ -10,10 +10,9 @@ from typing import Any
 import click
 import msgspec
 
-from enforcer import offline
-from enforcer.cli import common
-from enforcer.explain import Evidence, Flow, Question, QuestionError
-from enforcer.explain import explain as explain_flow
+from enforcer.cli import common, offline
+from enforcer.control.explain import Evidence, Flow, Question, QuestionError
+from enforcer.control.explain import explain as explain_flow
 from enforcer.model.sources import Heard
 from enforcer.ruleset.evaluate import RulesetView
 

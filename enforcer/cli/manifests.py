@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from enforcer import offline
-from enforcer.cli import common
+from enforcer.cli import common, offline
 from enforcer.ruleset.listing import listing
 
 _files = click.argument("files", type=click.Path(path_type=Path, exists=True), nargs=-1, required=True)

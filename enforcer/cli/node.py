@@ -12,7 +12,7 @@ import cni
 from cni.plugin import install as installation
 from enforcer.cli import common
 from enforcer.config import reference
-from enforcer.lock import Lock, LockError
+from enforcer.supervision.lock import Lock, LockError
 
 _STATE = ("state.db*", "denied.json", "secret", "*.sock")
 """What an agent leaves in its run directory, beside the lock."""

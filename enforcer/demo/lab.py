@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cni import netns
-from enforcer.control import ControlError, ask
+from enforcer.control.socket import ControlError, ask
 
 NETNS = Path("/run/netns")
 _START_SECONDS = 20.0

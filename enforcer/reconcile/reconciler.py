@@ -24,8 +24,8 @@ import structlog
 from enforcer.kernel.nftables import NftError, Tables
 from enforcer.model.addresses import Network
 from enforcer.model.changes import Change, Rejection
-from enforcer.model.nodes import settle
 from enforcer.model.objects import Attachment, Namespace, NetworkPolicy, Node, Object, Pod
+from enforcer.nodes.ownership import settle
 from enforcer.policy.budget import Budget, Limits
 from enforcer.policy.endpoints import Standing
 from enforcer.policy.index import PolicyIndex

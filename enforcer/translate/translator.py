@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from enforcer.model.addresses import Address, Family, Network, family_of
-from enforcer.model.nodes import Claims
 from enforcer.model.objects import Attachment, Direction, NetworkPolicy
+from enforcer.nodes.ownership import Claims
 from enforcer.policy.isolation import Group
 from enforcer.policy.resolve import Resolved
 from enforcer.policy.sets import Element as Member

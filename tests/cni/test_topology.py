@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from cni.node import topology
 from cni.node.topology import Plan, Routing, Surroundings, plan, tunnel_mac
 from enforcer.model.addresses import Family, Network, family_of, parse_address
-from enforcer.model.nodes import settle
 from enforcer.model.objects import Node
+from enforcer.nodes.ownership import settle
 
 ROUTINGS: tuple[Routing, ...] = ("auto", "direct", "vxlan")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.control import ControlError
+from enforcer.control.socket import ControlError
 from enforcer.demo.lab import Lab
 from tests.e2e.conftest import EXECUTABLE, PODS, WEB_TO_DB, put
 from tests.kubernetes.processes import wait_until

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 
 from enforcer.cli import cli
 from enforcer.model.addresses import Network, parse_address
-from enforcer.model.nodes import settle
 from enforcer.model.objects import Node
 from enforcer.model.tunnel import Vxlan
+from enforcer.nodes.ownership import settle
 from enforcer.ruleset.listing import listing
 from enforcer.ruleset.ruleset import Ruleset
 from enforcer.translate.base import BaseSettings

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from enforcer.explain import connection_fields
+from enforcer.control.explain import connection_fields
 from enforcer.model.marks import GROUPS, Epochs
 from enforcer.policy.index import PolicyIndex
 from enforcer.policy.verdict import Connection, verdict

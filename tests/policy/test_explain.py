@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from enforcer.explain import Evidence, Question, QuestionError, explain
+from enforcer.control.explain import Evidence, Question, QuestionError, explain
 from enforcer.model.addresses import parse_address
 from enforcer.model.objects import Direction, NetworkPolicy
 from enforcer.policy.endpoints import Endpoint

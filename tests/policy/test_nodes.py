@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enforcer.model.addresses import Network, parse_address
-from enforcer.model.nodes import settle
 from enforcer.model.objects import Node
 from enforcer.model.tunnel import Vxlan
+from enforcer.nodes.ownership import settle
 from enforcer.ruleset.ruleset import Ruleset
 from enforcer.translate.base import BaseSettings
 from enforcer.translate.translator import Translator

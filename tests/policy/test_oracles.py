@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enforcer.explain import connection_fields
+from enforcer.control.explain import connection_fields
 from enforcer.model.addresses import parse_address
 from enforcer.policy.resolve import Cluster, resolve
 from enforcer.policy.verdict import Connection

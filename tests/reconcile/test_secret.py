@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from enforcer.secret import secret
+from enforcer.supervision.secret import secret
 
 
 def test_a_secret_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:

@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from enforcer.control import ControlError
-from enforcer.explain import Evidence, Question, QuestionError, explain
-from enforcer.housekeeping import Housekeeping
+from enforcer.control.explain import Evidence, Question, QuestionError, explain
+from enforcer.control.socket import ControlError
 from enforcer.kernel.requirements import Findings
 from enforcer.model.addresses import Address, format_address
 from enforcer.model.sources import Source
 from enforcer.policy.endpoints import Standing
 from enforcer.reconcile.reconciler import Reconciler
 from enforcer.ruleset.objects import Table
+from enforcer.supervision.housekeeping import Housekeeping
 from enforcer.translate import names
 
 

@@ -1,0 +1,1 @@
+"""Which node has which networks and addresses."""
