@@ -17,12 +17,12 @@ from kubernetes.config import load_kube_config
 
 from cni import netns
 from enforcer.kernel.netlink import TableWatch
+from tests.api.processes import wait_until
 from tests.bench.common import median, platform, policy
 from tests.cluster import images
 from tests.cluster.cluster import Cluster
 from tests.cluster.installation import IMAGE, MANIFEST, drawbridge, wait_for_agents
 from tests.cluster.test_cluster import PORT, server
-from tests.kubernetes.processes import wait_until
 
 POLICIES = 200
 PODS = 8

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from tests.api.processes import run
 from tests.bench.common import namespace, node, pod, remote_pod, selecting, write
-from tests.kubernetes.processes import run
 from tests.support.flow import wait_for
 
 ROUNDS = 10

@@ -12,11 +12,11 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
+from tests.api.controlplane import ControlPlane
+from tests.api.processes import run, wait_until
 from tests.cluster import images
 from tests.cluster.fabric import Fabric, addresses
 from tests.cluster.machines import POD_CIDRS, Machine
-from tests.kubernetes.controlplane import ControlPlane
-from tests.kubernetes.processes import run, wait_until
 from tests.tools.build import binary
 
 _FIRST_NODE = 11

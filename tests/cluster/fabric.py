@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.kubernetes.processes import Process, ProgramError, run, wait_until
+from tests.api.processes import Process, ProgramError, run, wait_until
 
 _BRIDGE = "fabric"
 _SECONDS = 10.0

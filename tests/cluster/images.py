@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tests.kubernetes.processes import ProgramError, run
+from tests.api.processes import ProgramError, run
 from tests.tools.build import binary
 
 PAUSE = "localhost/pause:test"

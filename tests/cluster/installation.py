@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from tests.api.processes import wait_until
 from tests.cluster.cluster import Cluster
-from tests.kubernetes.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = ROOT / "deploy" / "drawbridge.yaml"

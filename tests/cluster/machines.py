@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.api.controlplane import ControlPlane
+from tests.api.processes import Process, ProgramError, run, wait_until
 from tests.cluster.fabric import Fabric, addresses
 from tests.cluster.images import PAUSE
-from tests.kubernetes.controlplane import ControlPlane
-from tests.kubernetes.processes import Process, ProgramError, run, wait_until
 from tests.tools.build import binary
 
 POD_CIDRS = ("10.244.0.0/16", "fd00:10:244::/56")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.api.processes import ProgramError, wait_until
 from tests.cluster import images
 from tests.cluster.cluster import Cluster
-from tests.kubernetes.processes import ProgramError, wait_until
 
 PORT = 8080
 

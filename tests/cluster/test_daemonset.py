@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.api.processes import ProgramError, wait_until
 from tests.cluster import images
 from tests.cluster.cluster import Cluster
 from tests.cluster.installation import (
@@ -24,7 +25,6 @@ from tests.cluster.installation import (
 )
 from tests.cluster.test_cluster import PORT, SERVICE, ask, server
 from tests.cluster.test_drawbridge import addresses, policy, refused
-from tests.kubernetes.processes import ProgramError, wait_until
 
 IMAGE = "localhost/drawbridge:0.1.0"
 NEXT_IMAGE = "localhost/drawbridge:next"

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.api.processes import ProgramError, run, wait_until
 from tests.cluster.cluster import Cluster
 from tests.cluster.installation import IMAGE, MANIFEST, ROOT, wait_for_agents
-from tests.kubernetes.processes import ProgramError, run, wait_until
 from tests.tools.build import binary
 
 INSTALL, TROUBLESHOOTING = ROOT / "docs" / "install.md", ROOT / "docs" / "troubleshooting.md"

@@ -7,11 +7,11 @@ from functools import partial
 
 import pytest
 
+from tests.api.processes import ProgramError, wait_until
 from tests.cluster import fabric, images
 from tests.cluster.cluster import Cluster
 from tests.cluster.installation import drawbridge, install
 from tests.cluster.test_cluster import PORT, SERVICE, ask, server
-from tests.kubernetes.processes import ProgramError, wait_until
 from tests.tools.build import binary
 
 

@@ -7,13 +7,13 @@ from functools import partial
 
 import pytest
 
+from tests.api.processes import wait_until
 from tests.cluster import images
 from tests.cluster.cluster import Cluster
 from tests.cluster.installation import MANIFEST, NAMESPACE, ROOT, apply, configured, drawbridge, install
 from tests.cluster.test_cluster import configure, connect_nodes
 from tests.cluster.test_drawbridge import policy
 from tests.cluster.test_policy_only import pod, run_pods, until
-from tests.kubernetes.processes import wait_until
 
 MIGRATION = ROOT / "deploy" / "migration"
 # What runs on a node, by the node's label.

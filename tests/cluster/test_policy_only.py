@@ -6,12 +6,12 @@ import json
 
 import pytest
 
+from tests.api.processes import ProgramError, wait_until
 from tests.cluster import images
 from tests.cluster.cluster import Cluster
 from tests.cluster.installation import NAMESPACE, apply, configured, drawbridge, install, uninstall
 from tests.cluster.test_cluster import PORT, connect_nodes, server
 from tests.cluster.test_drawbridge import addresses, policy
-from tests.kubernetes.processes import ProgramError, wait_until
 
 STRAY = "stray"
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from tests.api.processes import ProgramError, wait_until
 from tests.cluster import fabric, images
 from tests.cluster.cluster import Cluster
 from tests.cluster.installation import NAMESPACE, agent_pod, install, settle
-from tests.kubernetes.processes import ProgramError, wait_until
 from tests.tools.build import binary
 
 OUTSIDE = "outside"

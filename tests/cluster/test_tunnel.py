@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.api.processes import wait_until
 from tests.cluster import images
 from tests.cluster.cluster import Cluster
 from tests.cluster.installation import configured, install
 from tests.cluster.test_cluster import PORT, SERVICE, ask, server
 from tests.cluster.test_drawbridge import addresses, policy, refused, seen_by
-from tests.kubernetes.processes import wait_until
 
 LINK = "drawbridge-vx4"
 NODE_PORT = 30080

@@ -16,12 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.api.processes import run
 from tests.cluster import images
 from tests.cluster.cluster import Cluster
 from tests.cluster.installation import ROOT, install
 from tests.conformance import report
 from tests.conformance.parts import LEFT_OUT, PARTS
-from tests.kubernetes.processes import run
 from tests.tools.build import binary, version
 
 REPORTS = ROOT / "build" / "conformance"

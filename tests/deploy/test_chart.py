@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from enforcer.config import Config, load
-from tests.kubernetes.processes import ProgramError, run
+from tests.api.processes import ProgramError, run
 from tests.tools.build import binary
 
 ROOT = Path(__file__).parents[2]

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from enforcer.demo.lab import Lab, Pod
+from tests.api.processes import run, wait_until
 from tests.e2e.conftest import EXECUTABLE, put
-from tests.kubernetes.processes import run, wait_until
 
 _numbers = itertools.count()
 SECONDS = 10.0

@@ -12,9 +12,9 @@ import pytest
 
 from cni.plugin.conflist import FILE_NAME
 from enforcer.demo.lab import Lab
+from tests.api.processes import wait_until
 from tests.e2e.conftest import EXECUTABLE, put
 from tests.e2e.test_cli import drawbridge
-from tests.kubernetes.processes import wait_until
 
 pytestmark = pytest.mark.netns
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from enforcer.demo.lab import Lab, LabError
+from tests.api.processes import wait_until
 from tests.e2e.conftest import EXECUTABLE, PODS, WEB_TO_DB, put
-from tests.kubernetes.processes import wait_until
 
 pytestmark = pytest.mark.netns
 PG, OTHER = 5432, 80

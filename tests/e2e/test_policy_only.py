@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from enforcer.demo.lab import NETNS, Lab
+from tests.api.processes import wait_until
 from tests.e2e.conftest import EXECUTABLE, PODS, WEB_TO_DB, put
-from tests.kubernetes.processes import wait_until
 
 pytestmark = pytest.mark.netns
 PORT = 5432

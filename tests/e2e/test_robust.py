@@ -12,8 +12,8 @@ import pytest
 
 from enforcer.control.socket import ControlError
 from enforcer.demo.lab import Lab
+from tests.api.processes import wait_until
 from tests.e2e.conftest import EXECUTABLE, PODS, WEB_TO_DB, put
-from tests.kubernetes.processes import wait_until
 
 pytestmark = pytest.mark.netns
 DENY = WEB_TO_DB.replace("app: web", "app: nobody")

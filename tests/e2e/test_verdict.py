@@ -25,7 +25,7 @@ from enforcer.model.selectors import LabelSelector, Operator
 from enforcer.policy.endpoints import Endpoint
 from enforcer.policy.resolve import Cluster
 from enforcer.policy.verdict import Connection, verdict
-from tests.policy import strategies
+from tests.support import strategies
 
 pytestmark = pytest.mark.netns
 PODS = {"x/m": {"app": "a", "tier": "a"}, "x/n": {"app": "b"}, "y/m": {"app": "a"}, "y/n": {"tier": "b"}}

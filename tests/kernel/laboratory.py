@@ -18,7 +18,7 @@ from typing import Self
 import nftables
 
 from cni import netns
-from tests.kubernetes.processes import run
+from tests.api.processes import run
 
 CLIENT, SERVER = "client", "server"
 FORBIDDEN, STEADY = 7001, 7002

@@ -24,9 +24,9 @@ from enforcer.reconcile.denials import Denials
 from enforcer.ruleset.plan import Purpose, Step, plan
 from enforcer.ruleset.ruleset import difference
 from enforcer.translate.base import stamp_chain
-from tests.policy.model import Event, Model
-from tests.policy.strategies import policies
-from tests.policy.test_oracles import events
+from tests.properties.test_oracles import events
+from tests.support.model import Event, Model
+from tests.support.strategies import policies
 
 pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("group_chains")]
 

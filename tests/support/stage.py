@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from enforcer.demo.lab import NETNS, Lab, Pod
+from tests.api.processes import run
 from tests.e2e.conftest import EXECUTABLE, put
-from tests.kubernetes.processes import run
 from tests.support import conntrack
 from tests.support.connect import Connector
 from tests.support.flow import FAMILIES, Flow, Kind

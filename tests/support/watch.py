@@ -11,7 +11,7 @@ from typing import Self
 
 from enforcer.demo.lab import Lab
 from enforcer.kernel import nfnetlink
-from tests.kubernetes.processes import run
+from tests.api.processes import run
 from tests.support.flow import wait_for
 
 CUT = range(10000, 20000)

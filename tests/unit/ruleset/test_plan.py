@@ -31,9 +31,9 @@ from enforcer.ruleset.objects import Chain, Table, Use
 from enforcer.ruleset.plan import plan
 from enforcer.ruleset.reach import NOTHING, Reach
 from enforcer.ruleset.ruleset import Ruleset
-from tests.policy.model import Event, Kernel, Model, Tracked
-from tests.policy.strategies import policies
-from tests.policy.test_oracles import SOME_CONNECTIONS, events
+from tests.properties.test_oracles import SOME_CONNECTIONS, events
+from tests.support.model import Event, Kernel, Model, Tracked
+from tests.support.strategies import policies
 
 pytestmark = pytest.mark.usefixtures("group_chains")
 

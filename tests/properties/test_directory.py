@@ -11,7 +11,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .view import View, pod, policy, replace
+from tests.support.directory import View, pod, policy, replace
 
 PATHS = ["a.yaml", "b.yml", "s/a.yaml", "s/t/b.yaml", "link.yaml", "d/a.yaml"]
 DIRECTORIES = ["s", "s/t", "d"]

@@ -12,8 +12,8 @@ from enforcer.model.objects import Direction, NetworkPolicy, Pod
 from enforcer.reconcile.reconciler import Reconciler, Settings
 from enforcer.reconcile.stamps import StampKernel
 from enforcer.translate.base import EPOCH
-from tests.kubernetes.processes import wait_until
-from tests.reconcile.test_refused import Silent, Tables
+from tests.api.processes import wait_until
+from tests.unit.reconcile.test_refused import Silent, Tables
 
 CLIENT = Change(Pod, "x/p", Pod("x", "p", addresses=(parse_address("10.0.0.1"),)))
 

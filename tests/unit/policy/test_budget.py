@@ -14,8 +14,8 @@ from enforcer.policy.isolation import Group
 from enforcer.ruleset.objects import Chain
 from enforcer.translate.base import BaseSettings
 from enforcer.translate.rules import FEW_POLICIES, policy_chains
-from tests.policy import strategies
-from tests.policy.model import Model
+from tests.support import strategies
+from tests.support.model import Model
 
 ALL = Cost(10**9, 10**9, 10**9, 10**9)
 

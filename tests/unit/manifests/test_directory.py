@@ -17,8 +17,7 @@ from enforcer.manifests.settling import Unsettled
 from enforcer.model.changes import Change, Rejection
 from enforcer.model.objects import Direction
 from enforcer.model.selectors import EVERYTHING
-
-from .view import SECONDS, View, pod, policy, replace
+from tests.support.directory import SECONDS, View, pod, policy, replace
 
 
 @pytest.fixture

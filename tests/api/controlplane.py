@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.kubernetes.certificates import Authority, Pair
-from tests.kubernetes.processes import Process, run, wait_until
+from tests.api.certificates import Authority, Pair
+from tests.api.processes import Process, run, wait_until
 from tests.tools.build import binary
 
 SERVICE_CIDRS = ("10.96.0.0/16", "fd00:10:96::/112")

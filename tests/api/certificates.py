@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.kubernetes.processes import run
+from tests.api.processes import run
 
 # Without a configuration of its own, openssl reads the machine's.
 _CONFIG = "[req]\ndistinguished_name = name\n[name]\n"

@@ -16,8 +16,8 @@ from enforcer.ruleset.evaluate import RulesetView, evaluate
 from enforcer.ruleset.listing import listing
 from enforcer.translate.base import BaseSettings
 from enforcer.translate.translator import translate
-from tests.policy.model import PROTOCOLS, Kernel, Model, Tracked
-from tests.policy.strategies import ADDRESSES, NAMESPACES, endpoints, labels, policies
+from tests.support.model import PROTOCOLS, Kernel, Model, Tracked
+from tests.support.strategies import ADDRESSES, NAMESPACES, endpoints, labels, policies
 
 pytestmark = pytest.mark.usefixtures("group_chains")
 

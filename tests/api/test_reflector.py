@@ -25,8 +25,8 @@ from enforcer.kubernetes.reflector import ApiSource
 from enforcer.model.changes import Change
 from enforcer.model.objects import Namespace, NetworkPolicy, Node, Pod
 from enforcer.model.sources import SourceError
-from tests.kubernetes.controlplane import ControlPlane
-from tests.kubernetes.processes import wait_until
+from tests.api.controlplane import ControlPlane
+from tests.api.processes import wait_until
 
 SECONDS = 30.0
 

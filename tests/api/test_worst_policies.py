@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.kubernetes.processes import wait_until
-from tests.kubernetes.test_agent import PORT, ApiLab, lab, reached  # noqa: F401 - a fixture
-from tests.kubernetes.test_api_source import apply, pod, policy
+from tests.api.processes import wait_until
+from tests.api.test_agent import PORT, ApiLab, lab, reached  # noqa: F401 - a fixture
+from tests.api.test_reflector import apply, pod, policy
 
 pytestmark = pytest.mark.netns
 

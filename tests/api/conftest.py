@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kubernetes.controlplane import ControlPlane
+from tests.api.controlplane import ControlPlane
 
 
 @pytest.fixture(scope="session")

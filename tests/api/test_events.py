@@ -13,9 +13,9 @@ from enforcer.kubernetes.client import connect
 from enforcer.kubernetes.events import MAX_MESSAGE, MAX_POLICIES, EventWriter, event_of, writers_of
 from enforcer.kubernetes.validation import is_dns_subdomain
 from enforcer.model.changes import Rejection
-from tests.kubernetes.controlplane import ControlPlane
-from tests.kubernetes.processes import ProgramError, wait_until
-from tests.kubernetes.test_api_source import apply, policy
+from tests.api.controlplane import ControlPlane
+from tests.api.processes import ProgramError, wait_until
+from tests.api.test_reflector import apply, policy
 
 PERIOD = 2
 

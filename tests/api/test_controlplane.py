@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.kubernetes.controlplane import ControlPlane
-from tests.kubernetes.processes import ProgramError
+from tests.api.controlplane import ControlPlane
+from tests.api.processes import ProgramError
 
 
 def policy(name: str, cidr: str) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from enforcer.demo.lab import Lab, LabError
+from tests.api.controlplane import ControlPlane
+from tests.api.processes import wait_until
+from tests.api.test_reflector import apply, pod, policy
 from tests.e2e.conftest import EXECUTABLE
-from tests.kubernetes.controlplane import ControlPlane
-from tests.kubernetes.processes import wait_until
-from tests.kubernetes.test_api_source import apply, pod, policy
 
 pytestmark = pytest.mark.netns
 PORT, METRICS = 5432, 9841
