@@ -33,7 +33,8 @@ from enforcer.model.objects import Node as NodeObject
 from enforcer.model.sources import Source
 from enforcer.observe.health import HealthServer
 from enforcer.observe.metrics import KernelCollector, Metrics
-from enforcer.reconcile.reconciler import NotReadyError, Reconciler, Settings
+from enforcer.reconcile.reconciler import NotReadyError, Reconciler
+from enforcer.reconcile.settings import Settings
 from enforcer.supervision.housekeeping import Housekeeping
 from enforcer.supervision.lock import Lock
 from enforcer.supervision.secret import secret
@@ -222,7 +223,7 @@ class Agent:
         return ApiSource(client, changes=changes, synced=synced), str(client.configuration.host)
 
     def _node_names(self) -> Collection[str]:
-        return self._reconciler.call(lambda: frozenset(self._reconciler.nodes))
+        return self._reconciler.call(lambda: frozenset(self._reconciler.desired.nodes))
 
     def _follow_nodes(self, nodes: Mapping[str, NodeObject | None]) -> None:
         own = nodes.get(self._options.node)
@@ -257,7 +258,7 @@ class Agent:
 
     def _watch(self, watch: TableWatch) -> None:
         while True:
-            self._reconciler.touched(watch.wait())
+            self._reconciler.ruleset_changed(watch.wait())
 
     def _health(self) -> HealthServer | None:
         address = self._options.config.metrics_address

@@ -86,9 +86,9 @@ class Answers:
         }
 
     def _pods(self, _: Mapping[str, Any]) -> list[dict[str, Any]]:
-        ports = {a.pod: a for a in self.reconciler.attachments}
+        ports = {a.pod: a for a in self.reconciler.desired.attachments}
         rows = []
-        for endpoint in sorted(self.reconciler.cluster.endpoints.values(), key=lambda e: e.key):
+        for endpoint in sorted(self.reconciler.desired.cluster.endpoints.values(), key=lambda e: e.key):
             attachment = ports.get(endpoint.key.split(" ")[0])
             rows.append(
                 {
@@ -110,7 +110,7 @@ class Answers:
         policies = [
             {
                 "policy": policy.key,
-                "pods": self.reconciler.selected(policy.key),
+                "pods": self.reconciler.desired.selected(policy.key),
                 "rejected": policy.rejected,
                 "packets": {
                     direction.value: packets.get(names.policy_counter(policy.key, direction), 0)
@@ -118,7 +118,7 @@ class Answers:
                 },
                 "denied": {direction.value: totals.get((policy.key, direction), 0) for direction in policy.rules},
             }
-            for policy in sorted(self.reconciler.cluster.policies.values(), key=lambda policy: policy.key)
+            for policy in sorted(self.reconciler.desired.cluster.policies.values(), key=lambda policy: policy.key)
         ]
         denied = {
             name.partition("/")[2]: counted
@@ -138,6 +138,6 @@ class Answers:
             closed=self.reconciler.closed_networks,
         )
         try:
-            return explain(self.reconciler.cluster, Question(**arguments), evidence)
+            return explain(self.reconciler.desired.cluster, Question(**arguments), evidence)
         except QuestionError as error:
             raise ControlError(str(error)) from error

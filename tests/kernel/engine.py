@@ -12,8 +12,9 @@ from typing import Self
 from enforcer.kernel.nftables import Tables
 from enforcer.model.changes import Change
 from enforcer.model.objects import NetworkPolicy, Object, Pod
-from enforcer.reconcile.reconciler import Reconciler, Settings
-from enforcer.reconcile.stamps import STAMP_KERNEL, StampKernel
+from enforcer.reconcile.epochs import STAMP_KERNEL, StampKernel
+from enforcer.reconcile.reconciler import Reconciler
+from enforcer.reconcile.settings import Settings
 from enforcer.ruleset.plan import Step
 
 NODE = "node"
@@ -114,7 +115,7 @@ class Engine:
         """The same in one batch with the news that others have changed the tables."""
 
         def put_both() -> None:
-            self._loop.touched(None)
+            self._loop.ruleset_changed(None)
             self._put(state)
 
         self._loop.call(put_both)

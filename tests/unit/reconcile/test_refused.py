@@ -11,8 +11,9 @@ from enforcer.kernel.nftables import NftError
 from enforcer.model.addresses import parse_address
 from enforcer.model.changes import Change
 from enforcer.model.objects import Direction, NetworkPolicy, Pod
-from enforcer.reconcile.reconciler import NotReadyError, Reconciler, Settings
-from enforcer.reconcile.stamps import StampKernel
+from enforcer.reconcile.epochs import StampKernel
+from enforcer.reconcile.reconciler import NotReadyError, Reconciler
+from enforcer.reconcile.settings import Settings
 from enforcer.ruleset.objects import Counter
 from enforcer.ruleset.plan import Step
 from enforcer.ruleset.ruleset import Ruleset
@@ -154,10 +155,10 @@ def test_a_kernel_that_refuses_everything_is_reported_and_tried_again(loop: Reco
 
 
 def test_a_change_of_another_process_is_followed_by_a_whole_render_and_an_own_one_is_not(loop, tables: Tables) -> None:
-    loop.touched(0)
+    loop.ruleset_changed(0)
     assert loop.barrier(5)
     assert tables.readings == 1
-    loop.touched(99)
+    loop.ruleset_changed(99)
     assert loop.barrier(5)
     assert tables.readings == 2
 

@@ -9,8 +9,9 @@ import threading
 from enforcer.model.addresses import parse_address
 from enforcer.model.changes import Change
 from enforcer.model.objects import Direction, NetworkPolicy, Pod
-from enforcer.reconcile.reconciler import Reconciler, Settings
-from enforcer.reconcile.stamps import StampKernel
+from enforcer.reconcile.epochs import StampKernel
+from enforcer.reconcile.reconciler import Reconciler
+from enforcer.reconcile.settings import Settings
 from enforcer.translate.base import EPOCH
 from tests.api.processes import wait_until
 from tests.unit.reconcile.test_refused import Silent, Tables

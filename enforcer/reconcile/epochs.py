@@ -1,6 +1,7 @@
-"""What stamps on connections wait for, each on a thread of its own that owns nothing but its queue.
+"""When the next epoch of the connection mark begins, and what it waits for.
 
-``StampCleaner`` clears the stamps of old epochs before their values come again; ``GracePeriods`` waits until no packet
+``EpochRenewal`` is the loop's. What it waits for is done on two threads, which own nothing but their queues:
+``StampCleaner`` clears the stamps of old epochs before their values come again, ``GracePeriods`` waits until no packet
 is under way that met the rules before.
 """
 
@@ -17,6 +18,8 @@ import structlog
 from enforcer.kernel.conntrack import Conntrack
 from enforcer.kernel.grace import wait_for_packets
 from enforcer.model.marks import ConnectionMark
+from enforcer.reconcile.commits import Commits
+from enforcer.reconcile.state import Observer, Stamps
 
 log = structlog.get_logger()
 
@@ -56,6 +59,92 @@ class StampKernel:
 
 
 STAMP_KERNEL = StampKernel()
+
+
+class EpochRenewal:
+    """Begins epochs. For the loop's thread, but ``start``, ``stop`` and ``alive``.
+
+    Args:
+        commits: commits the epoch.
+        put: has a function called on the loop's thread.
+    """
+
+    def __init__(
+        self, commits: Commits, observer: Observer, put: Callable[[Callable[[], None]], None], kernel: StampKernel
+    ) -> None:
+        self._commits = commits
+        self._observer = observer
+        self._put = put
+        self._cleaner = StampCleaner(commits.epochs.mark, self._report_cleared, kernel.clear)
+        self._grace = GracePeriods(self._report_grace_over, kernel.wait_for_packets)
+        self._clearing: set[int] = set()
+        self._knowledge = 0
+        self._grace_asked: int | None = None
+        self._grace_over: int | None = None
+        self._cleared = 0
+        self._failure: str | None = None
+
+    def start(self) -> None:
+        """Start the threads."""
+        self._cleaner.start()
+        self._grace.start()
+
+    def stop(self) -> None:
+        """End the threads."""
+        self._cleaner.stop()
+        self._grace.stop()
+
+    def alive(self) -> bool:
+        """Whether the threads run."""
+        return self._cleaner.alive() and self._grace.alive()
+
+    @property
+    def stamps(self) -> Stamps:
+        """What is known of the stamps that connections carry."""
+        return Stamps(self._commits.epoch, self._cleared, self._failure)
+
+    def renew(self) -> None:
+        """Begin an epoch if its time has come; ask for what the next one has to wait for.
+
+        Raises:
+            NftError: the kernel refused it.
+        """
+        commits = self._commits
+        if self._knowledge != commits.knowledge:
+            self._knowledge = commits.knowledge
+            self._clearing = set()
+        if self._grace_over is not None and commits.begin_epoch(self._grace_over):
+            log.debug("epoch began", epoch=commits.epoch)
+        self._grace_over = None
+        for group in commits.epochs.stale:
+            if group not in self._clearing:
+                self._clearing.add(group)
+                self._cleaner.clear(group, self._knowledge)
+        if commits.epoch is None and self._grace_asked != commits.ended:
+            self._grace_asked = commits.ended
+            self._grace.ask(commits.ended)
+
+    def _take_cleared(self, cleared: Cleared) -> None:
+        """Take in that old stamps were cleared, or could not be: an epoch may begin that had to wait for it."""
+        self._failure = cleared.failure
+        if cleared.failure is not None or cleared.knowledge != self._commits.knowledge:
+            return
+        self._clearing.discard(cleared.group)
+        self._cleared += cleared.connections
+        self._observer.cleared(cleared.connections)
+        self._commits.epochs.cleared(cleared.group)
+        self._grace_asked = None
+
+    def _take_grace_over(self, ended: int) -> None:
+        self._grace_over = ended
+
+    # On the threads of the two
+
+    def _report_cleared(self, cleared: Cleared) -> None:
+        self._put(lambda: self._take_cleared(cleared))
+
+    def _report_grace_over(self, ended: int) -> None:
+        self._put(lambda: self._take_grace_over(ended))
 
 
 class StampCleaner:

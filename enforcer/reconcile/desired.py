@@ -1,0 +1,183 @@
+"""The desired ruleset: what the source's objects and this node's attachments add up to. For the loop's thread."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from enforcer.model.addresses import Network
+from enforcer.model.changes import Change, Rejection
+from enforcer.model.objects import Attachment, Namespace, NetworkPolicy, Node, Object, Pod
+from enforcer.nodes.ownership import settle
+from enforcer.policy.budget import Budget
+from enforcer.policy.endpoints import Standing
+from enforcer.policy.index import PolicyIndex
+from enforcer.policy.resolve import Cluster
+from enforcer.reconcile.endpoints import Endpoints
+from enforcer.reconcile.settings import Settings
+from enforcer.ruleset.ruleset import Ruleset
+from enforcer.translate.translator import Translator
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What changes of objects ask of others than the ruleset.
+
+    Attributes:
+        nodes: the Node objects that are different, by name; None for one that is gone.
+        unread: keys of policies that the source has to hand on again.
+    """
+
+    nodes: Mapping[str, Node | None]
+    unread: Sequence[str]
+
+
+class Desired:
+    """Objects and attachments go in; ``ruleset`` is what they mean.
+
+    Attributes:
+        ruleset: journals what is different since it was last taken; complete after ``complete`` only.
+        translator: wrote it, and knows which chain denies for which policies.
+        policies: as they are enforced, by key.
+        nodes: the Node objects, by name.
+        changed_policies: keys of policies that are different since the loop last cleared this.
+        rejections_changed: whether ``rejections`` are different since the loop last cleared this.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._node = settings.node
+        self.ruleset = Ruleset()
+        self.translator = Translator(self.ruleset, settings.base)
+        self._index = PolicyIndex(self.translator)
+        unknown = Standing.GUEST if settings.unknown_pods_allowed else Standing.UNKNOWN
+        self._endpoints = Endpoints(settings.node, self._index.set_endpoint, unknown=unknown)
+        self._budget = Budget(settings.limits)
+        self._rejected: dict[str, Rejection] = {}
+        self._own_networks: tuple[Network, ...] = ()
+        self.nodes: dict[str, Node] = {}
+        self.policies: dict[str, NetworkPolicy] = {}
+        self.changed_policies: set[str] = set()
+        self.rejections_changed = False
+
+    @property
+    def cluster(self) -> Cluster:
+        """The policy model."""
+        return self._index.cluster
+
+    @property
+    def attachments(self) -> list[Attachment]:
+        """The attachments of this node."""
+        return self._endpoints.attachments
+
+    @property
+    def pods(self) -> int:
+        """How many pods are known, of every node."""
+        return self._endpoints.pods
+
+    @property
+    def own_networks(self) -> tuple[Network, ...]:
+        """``spec.podCIDRs`` of this node, as last known."""
+        return self._own_networks
+
+    @property
+    def rejections(self) -> tuple[Rejection, ...]:
+        """The policies that are not enforced as written, and why."""
+        return tuple(self._rejected.values())
+
+    def selected(self, policy: str) -> int:
+        """How many of this node's pods a policy selects."""
+        return self._index.selected(policy)
+
+    def knows_pod_of(self, attachment: Attachment) -> bool:
+        """Whether the policies of an attachment's pod apply; there are none without Kubernetes arguments."""
+        return attachment.pod is None or self._endpoints.known(attachment)
+
+    def apply(self, changes: Sequence[Change]) -> Applied:
+        """Take in the present state of objects."""
+        nodes: dict[str, Node | None] = {}
+        for change in changes:
+            if change.kind is Node:
+                nodes[change.key] = _as(Node, change.object)
+            else:
+                self._apply_object(change.kind, change.key, change.object)
+        return Applied(self._apply_nodes(nodes), self._budget.take_unread())
+
+    def attach(self, attachment: Attachment) -> None:
+        """Put an attachment."""
+        self.detach(attachment.key)
+        self._endpoints.attach(attachment)
+        self.translator.attached(attachment)
+
+    def detach(self, key: str) -> None:
+        """Remove an attachment, if it is there."""
+        attachment = self._endpoints.detach(key)
+        if attachment is not None:
+            self.translator.detached(attachment)
+
+    def complete(self) -> None:
+        """Bring the ruleset up to all that was put in."""
+        self._index.dispatch()
+        self.translator.complete()
+
+    def reject(self, policies: Collection[str], reason: str) -> None:
+        """Close what policies select, although they are valid."""
+        for key in policies:
+            self._put_policy(key, dataclasses.replace(self.policies[key], rejected=reason))
+
+    def readmit(self, policies: Collection[str]) -> None:
+        """Undo ``reject``."""
+        for key in policies:
+            self._put_policy(key, self.policies[key])
+
+    def _apply_object(self, kind: type[Object], key: str, value: Object | None) -> None:
+        if kind is Pod:
+            self._endpoints.set_pod(key, _as(Pod, value))
+        elif kind is NetworkPolicy:
+            for other, judged in self._budget.put(key, _as(NetworkPolicy, value)):
+                self.changed_policies.add(other)
+                self._put_policy(other, judged)
+                _put(self.policies, other, judged)
+        else:
+            namespace = _as(Namespace, value)
+            self._index.set_namespace(key, namespace.labels if namespace else None)
+
+    def _apply_nodes(self, nodes: Mapping[str, Node | None]) -> Mapping[str, Node | None]:
+        # This node's own that is gone leaves its pods behind: it counts as it was last known.
+        changed = {
+            name: node
+            for name, node in nodes.items()
+            if node != self.nodes.get(name) and (node is not None or name != self._node)
+        }
+        for name, node in changed.items():
+            _put(self.nodes, name, node)
+        if changed:
+            self.translator.nodes_changed(settle(self.nodes, own=self._node))
+        if (own := changed.get(self._node)) is not None:
+            self._own_networks = own.pod_cidrs
+            self.translator.own_networks_changed(own.pod_cidrs)
+        return changed
+
+    def _put_policy(self, key: str, policy: NetworkPolicy | None) -> None:
+        self._index.set_policy(key, policy)
+        rejection = None
+        if policy is not None and policy.rejected is not None:
+            rejection = Rejection("NetworkPolicy", policy.namespace, policy.name, policy.rejected, policy.uid)
+        self.rejections_changed |= rejection != self._rejected.get(key)
+        _put(self._rejected, key, rejection)
+
+
+def _as(kind: type[T], value: object) -> T | None:
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
+
+
+def _put(objects: dict[str, T], key: str, value: T | None) -> None:
+    if value is None:
+        objects.pop(key, None)
+    else:
+        objects[key] = value
