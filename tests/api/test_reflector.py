@@ -134,16 +134,16 @@ def test_more_objects_than_a_page_are_all_handed_on(control_plane: ControlPlane)
 
 def test_a_policy_is_handed_on_again_when_asked_for_and_one_that_is_gone_is_not(control_plane: ControlPlane) -> None:
     plane = control_plane
-    plane.kubectl("create", "namespace", "again")
-    apply(plane, policy("kept", "again"), policy("gone", "again"))
+    plane.kubectl("create", "namespace", "reread")
+    apply(plane, policy("kept", "reread"), policy("gone", "reread"))
     with following(connect(plane.kubeconfig)) as (held, source):
         assert held.synced.wait(SECONDS)
-        plane.kubectl("delete", "-n", "again", "networkpolicy", "gone")
-        held.until(lambda: held.get(NetworkPolicy, "again/gone") is None)
-        kept = held.objects.pop((NetworkPolicy, "again/kept"))
-        source.read_again(["again/gone", "again/never", "again/kept"])
-        held.until(lambda: held.get(NetworkPolicy, "again/kept") == kept)
-        assert held.get(NetworkPolicy, "again/gone") is None
+        plane.kubectl("delete", "-n", "reread", "networkpolicy", "gone")
+        held.until(lambda: held.get(NetworkPolicy, "reread/gone") is None)
+        kept = held.objects.pop((NetworkPolicy, "reread/kept"))
+        source.read_again(["reread/gone", "reread/never", "reread/kept"])
+        held.until(lambda: held.get(NetworkPolicy, "reread/kept") == kept)
+        assert held.get(NetworkPolicy, "reread/gone") is None
 
 
 def test_a_user_who_may_not_read_is_told_which_resource_and_is_never_synced(control_plane: ControlPlane) -> None:
