@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,6 @@ from enforcer.manifests.directory import DirectorySource
 from enforcer.model.addresses import Network
 from enforcer.model.marks import ConnectionMark
 from enforcer.model.objects import Attachment
-from enforcer.model.objects import Node as NodeObject
 from enforcer.model.sources import Source
 from enforcer.observe.health import HealthServer
 from enforcer.observe.metrics import KernelCollector, Metrics
@@ -141,15 +140,15 @@ class Agent:
             node=self._node,
             enforcer=self._enforcer,
         )
-        self._routes = NodeRoutes(own=options.node, setup=self._node, routing=config.routing, tunnel=config.tunnel)
+        self._routes = self._node_routes() if self._network else None
         self._housekeeping = Housekeeping(
             self._node.put_back if self._network else bridged_past_policy,
             self._unready,
             conf_dir=options.cni_conf_dir if self._network else None,
             bin_dir=options.cni_bin_dir,
         )
-        if follows_nodes:
-            self._reconciler.follow_nodes(self._follow_nodes)
+        if self._routes is not None and follows_nodes:
+            self._reconciler.follow_ownership(self._routes.set_ownership)
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT, or until the loop fails."""
@@ -164,7 +163,7 @@ class Agent:
         watch = TableWatch()
         watcher = threading.Thread(target=self._watch, args=(watch,), name="nftables", daemon=True)
         watcher.start()
-        if self._network:
+        if self._routes is not None:
             self._routes.start()
         self._reconciler.start()
         if self._network:
@@ -178,10 +177,13 @@ class Agent:
             cni.start()
         control.start()
         log.info("agent started", node=self._options.node, source=self._source_name, pid=os.getpid())
+        threads = [self._reconciler.alive, self._source.alive, watcher.is_alive]
+        if self._routes is not None:
+            threads.append(self._routes.alive)
         # After SIGSTOP and SIGCONT, sigtimedwait may return a result that is no signal's.
         while (ended := signal.sigtimedwait(_ENDS, self._housekeeping.pause)) is None or ended.si_signo not in _ENDS:
             self._housekeeping.look()
-            if not (self._reconciler.alive() and self._source.alive() and watcher.is_alive() and self._routes.alive()):
+            if not all(alive() for alive in threads):
                 log.error("a thread of the agent has ended; the kernel's rules stand, restart the agent")
                 # The CNI server's threads may wait for the loop for ever.
                 os._exit(1)
@@ -225,19 +227,22 @@ class Agent:
     def _node_names(self) -> Collection[str]:
         return self._reconciler.call(lambda: frozenset(self._reconciler.desired.nodes))
 
-    def _follow_nodes(self, nodes: Mapping[str, NodeObject | None]) -> None:
-        own = nodes.get(self._options.node)
-        if own is not None:
-            self._follow_own_node(own)
-        self._routes.set_nodes(nodes)
+    def _node_routes(self) -> NodeRoutes:
+        return NodeRoutes(
+            own=self._options.node,
+            setup=self._node,
+            routing=self._options.config.routing,
+            tunnel=self._options.config.tunnel,
+            set_pod_cidrs=self._set_pod_cidrs,
+            report=self._reconciler.machine_changed,
+        )
 
-    def _follow_own_node(self, node: NodeObject) -> None:
+    def _set_pod_cidrs(self, networks: tuple[Network, ...]) -> None:
         try:
-            self._operations.set_pod_cidrs(node.pod_cidrs)
+            self._operations.set_pod_cidrs(networks)
         except (NetlinkError, OSError, ValueError) as error:
-            log.error(
-                "the node's pod CIDRs cannot be used", cidrs=[str(cidr) for cidr in node.pod_cidrs], error=str(error)
-            )
+            cidrs = list(map(str, networks))
+            log.error("the node's pod CIDRs cannot be used", cidrs=cidrs, error=str(error))
 
     def _unready(self) -> str | None:
         """Why no pod can be attached or, where another network attaches them, no policy enforced; None if it can."""
@@ -246,6 +251,7 @@ class Agent:
     def _answers(self) -> Answers:
         return Answers(
             reconciler=self._reconciler,
+            routes_made=self._routes.barrier if self._routes is not None else lambda _: True,
             source=self._source,
             source_name=self._source_name,
             node=self._options.node,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -363,25 +364,36 @@ class Netlink:
 
 
 class Events:
-    """What happens to links, addresses, neighbours and routes in the calling thread's network namespace.
+    """What happens to links, addresses, neighbours and routes in the network namespace in which this was made.
 
-    For one thread.
+    For one thread, but ``wake``.
     """
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._socket.bind((0, _GROUPS))
+        self._socket.setblocking(False)
+        self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poller = select.poll()
+        self._poller.register(self._socket, select.POLLIN)
+        self._poller.register(self._woken, select.POLLIN)
+
+    def wake(self) -> None:
+        """Have ``wait`` return; any thread."""
+        os.eventfd_write(self._woken, 1)
 
     def wait(self, seconds: float | None = None) -> list[tuple[int, bytes]]:
-        """Types and payloads of what has happened since the last call; blocks until there is something.
+        """Types and payloads of what has happened since the last call; blocks until there is something, or ``wake``.
 
         Raises:
             TimeoutError: nothing has happened for that long.
             OSError: events were lost.
         """
-        self._socket.settimeout(seconds)
-        datagrams = [self._socket.recv(_RECEIVE_BYTES)]
-        self._socket.setblocking(False)
+        if not self._poller.poll(None if seconds is None else seconds * 1000):
+            raise TimeoutError
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._woken)
+        datagrams: list[bytes] = []
         with contextlib.suppress(BlockingIOError):
             # All that is there already, up to a bound: who acts on it acts once.
             while len(datagrams) < _DATAGRAMS:

@@ -1,4 +1,4 @@
-"""Keeps the kernel's routes to the pods of other nodes, and the tunnels that some need, equal to the Node objects.
+"""Keeps the kernel's routes to the pods of other nodes, and the tunnels that some need, equal to what nodes own.
 
 A route of ours carries our protocol number and, other than those to the pods of this node, a gateway: the other node's
 own address where it is on a segment with this one, else the network's first address, which is a neighbour on the
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import structlog
@@ -21,10 +21,10 @@ from cni.netlink.rtnetlink import Flag, Message, Netlink, NetlinkError, Rtm
 from cni.node import topology, vxlan
 from cni.node.bridge import BRIDGE, PORT_PREFIX, ROUTE_PROTOCOL
 from cni.node.bridge import Node as Setup
-from cni.node.topology import Routing, Surroundings
+from cni.node.topology import KernelState, Routing
 from enforcer.model.addresses import Address, Network, family_of, format_address
-from enforcer.model.objects import Node
 from enforcer.model.tunnel import Vxlan
+from enforcer.nodes.ownership import Machine, Ownership
 
 log = structlog.get_logger()
 
@@ -36,64 +36,98 @@ Ways = dict[Network, tuple[Address, int] | None]
 
 @dataclass(slots=True)
 class _Routes:
-    """The kernel's routes: ours by other nodes; and of the rest what a plan must know (``topology.Surroundings``)."""
+    """The kernel's routes: ours by other nodes; and of the rest what a plan must know."""
 
     ours: Ways = field(default_factory=dict)
     networks: set[Network] = field(default_factory=set)
     addresses: set[Address] = field(default_factory=set)
     gateways: set[Address] = field(default_factory=set)
 
+    @property
+    def machine(self) -> Machine:
+        """What of it decides who owns which network."""
+        return Machine(frozenset(self.addresses), frozenset(self.gateways))
+
 
 class NodeRoutes:
-    """The routes of one node. Thread-safe.
+    """The routes of one node, on a thread of its own, which makes the newest ownership so.
+
+    Routes are made only for an ownership that was worked out with the present addresses of this machine; others are
+    reported, and a newer ownership is awaited.
 
     Args:
         own: this node's name.
-        setup: the node's bridge and MTU; it is started before Nodes are known.
+        setup: the node's bridge and MTU; it is started before ownership is known.
         routing: ``auto`` takes the direct way where there is one, ``direct`` no other, ``vxlan`` the tunnel always.
         tunnel: the parameters of the tunnel.
+        set_pod_cidrs: is called on the thread with this node's own pod networks when they are others.
+        report: is called on the thread when this machine's addresses or gateways are others.
     """
 
-    def __init__(self, *, own: str, setup: Setup, routing: Routing, tunnel: Vxlan) -> None:
+    def __init__(
+        self,
+        *,
+        own: str,
+        setup: Setup,
+        routing: Routing,
+        tunnel: Vxlan,
+        set_pod_cidrs: Callable[[tuple[Network, ...]], None],
+        report: Callable[[Machine], None],
+    ) -> None:
         self._own, self._setup, self._routing, self._tunnel = own, setup, routing, tunnel
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._nodes: dict[str, Node] | None = None
+        self._set_pod_cidrs, self._report = set_pod_cidrs, report
+        self._events = rtnetlink.Events()
+        self._thread = threading.Thread(target=self._run, name="routes", daemon=True)
+        # The newest ownership, the number of it, and the number of the last that was made so.
+        self._changed = threading.Condition()
+        self._ownership: Ownership | None = None
+        self._asked = self._made = 0
+        # The thread's own.
+        self._pod_cidrs: tuple[Network, ...] | None = None
+        self._reported: Machine | None = None
         self._links: frozenset[int] = frozenset()
         self._networks: frozenset[Network] = frozenset()
         self._refused: frozenset[str] = frozenset()
         self._failures: frozenset[str] = frozenset()
 
     def start(self) -> None:
-        """Watch routes and links on a thread of its own, in the calling thread's network namespace."""
-        self._thread = threading.Thread(target=self._watch, args=(rtnetlink.Events(),), name="routes", daemon=True)
+        """Start the thread, in the network namespace in which this was made."""
         self._thread.start()
 
     def alive(self) -> bool:
-        """Whether the thread runs, if it was started."""
-        return self._thread is None or self._thread.is_alive()
+        """Whether the thread runs."""
+        return self._thread.is_alive()
 
-    def set_nodes(self, nodes: Mapping[str, Node | None]) -> None:
-        """Take in the present state of nodes, this one included; None: there is no such node.
+    def set_ownership(self, ownership: Ownership) -> None:
+        """Have an ownership made so soon, instead of those before it; any thread."""
+        with self._changed:
+            self._ownership = ownership
+            self._asked += 1
+        self._events.wake()
 
-        This node's own object counts as it was last known: its pods are there as long as the node is.
-        """
-        with self._lock:
-            known = {**(self._nodes or {}), **{name: node for name, node in nodes.items() if node is not None}}
-            gone = {name for name, node in nodes.items() if node is None} - {self._own}
-            self._nodes = {name: node for name, node in known.items() if name not in gone}
-            self._sync()
+    def barrier(self, seconds: float) -> bool:
+        """Wait until the newest ownership of now, or a newer one, was made so; False if that takes longer."""
+        with self._changed:
+            asked = self._asked
+            return self._changed.wait_for(lambda: self._made >= asked, seconds)
 
-    def _watch(self, events: rtnetlink.Events) -> None:
+    def _run(self) -> None:
         while True:
             try:
-                happened = events.wait(_RETRY_SECONDS if self._failures else None)
+                happened = self._events.wait(_RETRY_SECONDS if self._failures else None)
             except OSError:
                 # Events were lost, so anything may have happened; or it is time to try again what failed.
                 happened = None
-            with self._lock:
-                if happened is None or any(self._concerns_us(kind, payload) for kind, payload in happened):
-                    self._sync()
+            with self._changed:
+                ownership, asked, made = self._ownership, self._asked, self._made
+            if ownership is None:
+                # Routes of an earlier agent stand until it is known which nodes there are.
+                continue
+            concerned = happened is None or any(self._concerns_us(kind, payload) for kind, payload in happened)
+            if (asked != made or concerned) and self._sync(ownership):
+                with self._changed:
+                    self._made = asked
+                    self._changed.notify_all()
 
     def _concerns_us(self, kind: int, payload: bytes) -> bool:
         """Whether an event may be about our routes and links; those of this node's own pods are not."""
@@ -113,36 +147,38 @@ class NodeRoutes:
             case _:
                 return False
 
-    def _sync(self) -> None:
-        if self._nodes is None:
-            # Routes of an earlier agent stand until it is known which nodes there are.
-            return
+    def _sync(self, ownership: Ownership) -> bool:
+        """Make an ownership so, as far as the kernel takes it; False if it is out of date."""
+        if ownership.pod_cidrs is not None and ownership.pod_cidrs != self._pod_cidrs:
+            self._pod_cidrs = ownership.pod_cidrs
+            self._set_pod_cidrs(ownership.pod_cidrs)
         failures: frozenset[str]
         try:
             with Netlink() as nl:
-                failures = self._sync_with(nl, self._nodes)
+                found = _routes(nl)
+                if found.machine != self._reported:
+                    self._reported = found.machine
+                    self._report(found.machine)
+                if found.machine != ownership.machine:
+                    return False
+                failures = self._sync_with(nl, ownership, found)
         except (NetlinkError, OSError) as error:
             failures = frozenset({str(error)})
         if failures - self._failures:
             log.error("routes to other nodes cannot be set", errors=sorted(failures))
         self._failures = failures
+        return True
 
-    def _sync_with(self, nl: Netlink, nodes: Mapping[str, Node]) -> frozenset[str]:
+    def _sync_with(self, nl: Netlink, ownership: Ownership, found: _Routes) -> frozenset[str]:
         """Make everything as it is wanted; what could not be done, in words."""
-        found = _routes(nl)
-        around = Surroundings(
-            self._links_to(nl, nodes),
-            frozenset(found.networks),
-            frozenset(found.addresses),
-            frozenset(found.gateways),
-        )
-        wanted = topology.plan(nodes, own=self._own, routing=self._routing, around=around)
+        kernel = KernelState(self._links_to(nl, ownership), frozenset(found.networks))
+        wanted = topology.plan(ownership, own=self._own, routing=self._routing, kernel=kernel)
         if wanted.refused - self._refused:
             log.error("no route to pods", nodes=sorted(wanted.refused))
         self._refused = wanted.refused
         # Before anything is changed: what comes of it may be heard at once.
-        self._networks = frozenset(network for node in nodes.values() for network in node.pod_cidrs)
-        indexes, failures = vxlan.hold(nl, wanted.tunnels, vxlan=self._tunnel, uplink_mtu=self._setup.uplink_mtu)
+        self._networks = frozenset(network for networks in ownership.networks.values() for network in networks)
+        indexes, failures = vxlan.sync(nl, wanted.tunnels, vxlan=self._tunnel, uplink_mtu=self._setup.uplink_mtu)
         self._links = frozenset(indexes.values())
         ways: Ways = {**wanted.direct, **dict.fromkeys(wanted.unreachable)}
         for family, tunnel in wanted.tunnels.items():
@@ -155,9 +191,9 @@ class NodeRoutes:
         own = self._setup.networks
         return {network: way for network, way in found.items() if way is not None or (own and network not in own)}
 
-    def _links_to(self, nl: Netlink, nodes: Mapping[str, Node]) -> dict[Address, int]:
+    def _links_to(self, nl: Netlink, ownership: Ownership) -> dict[Address, int]:
         """The links that other nodes' addresses are directly on."""
-        addresses = {address for node in nodes.values() if node.name != self._own for address in node.addresses}
+        addresses = {a for name, of_node in ownership.addresses.items() if name != self._own for a in of_node}
         return {address: link for address in addresses if (link := _link_to(nl, address))}
 
 

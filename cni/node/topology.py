@@ -1,7 +1,7 @@
 """How the pods of other nodes are to be reached, worked out from Node objects: a pure function, no kernel.
 
-In: Node objects, and what of this node's surroundings matters. Out: a ``Plan``, with the reason for each network that
-is left out. Whose a network or an address is, ``enforcer.nodes.ownership`` says.
+In: who owns which network and address, and what the kernel says of the ways there. Out: a ``Plan``, with the reason for
+each network that is left out.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from enforcer.model.addresses import Address, Family, Network, family_of
-from enforcer.model.objects import Node
-from enforcer.nodes.ownership import settle
+from enforcer.nodes.ownership import Ownership
 
 Routing = Literal["auto", "direct", "vxlan"]
 
@@ -25,20 +24,16 @@ def gateway(network: Network) -> Address:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What the kernel says.
+class KernelState:
+    """What the kernel says of the ways to other nodes.
 
     Attributes:
         links: the index of the link that another node's address is directly on; none for those on no segment of ours.
-        networks: those to which another than us has made a route.
-        addresses: this machine's own.
-        gateways: of others' routes.
+        networks: those to which another program has made a route.
     """
 
     links: Mapping[Address, int] = field(default_factory=dict)
     networks: frozenset[Network] = frozenset()
-    addresses: frozenset[Address] = frozenset()
-    gateways: frozenset[Address] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,31 +84,31 @@ def tunnel_mac(node: str) -> bytes:
     return bytes((digest[0] & 0xFC | 0x02,)) + digest[1:6]
 
 
-def plan(nodes: Mapping[str, Node], *, own: str, routing: Routing, around: Surroundings) -> Plan:
+def plan(ownership: Ownership, *, own: str, routing: Routing, kernel: KernelState) -> Plan:
     """Say how the pods of all nodes but ``own`` are reached."""
-    claims = settle(nodes, own=own, machine=around.addresses, gateways=around.gateways)
-    planner = _Planner(nodes.get(own, Node(own)), routing, around, claims.refused)
-    for name, networks in claims.networks.items():
+    planner = _Planner(ownership, own, routing, kernel)
+    for name, networks in ownership.networks.items():
         if name != own:
-            planner.add(name, networks, _first_of_each_family(claims.addresses[name]))
+            planner.add(name, networks, _first_of_each_family(ownership.addresses[name]))
     return planner.plan()
 
 
 class _Planner:
     """What is planned so far; ``add`` takes the next younger node."""
 
-    def __init__(self, this: Node, routing: Routing, around: Surroundings, refused: Iterable[str]) -> None:
-        self._this, self._routing, self._around = this, routing, around
-        self._addresses = _first_of_each_family(this.addresses)
-        self._macs = {tunnel_mac(this.name): this.name}
+    def __init__(self, ownership: Ownership, own: str, routing: Routing, kernel: KernelState) -> None:
+        self._networks, self._mac = ownership.networks.get(own, ()), tunnel_mac(own)
+        self._routing, self._kernel = routing, kernel
+        self._addresses = _first_of_each_family(ownership.addresses.get(own, ()))
+        self._macs = {self._mac: own}
         self._direct: dict[Network, tuple[Address, int]] = {}
         self._peers: dict[Family, dict[Network, Peer]] = {}
         self._unreachable: set[Network] = set()
-        self._refused = set(refused)
+        self._refused = set(ownership.refused)
 
     def add(self, name: str, networks: Iterable[Network], addresses: Mapping[Family, Address]) -> None:
         for network in networks:
-            if network in self._around.networks:
+            if network in self._kernel.networks:
                 reason: str | None = "has another's route on this node: remove that, or the pod network that made it"
             else:
                 reason = self._route(name, addresses, network)
@@ -124,17 +119,16 @@ class _Planner:
                 self._refused.add(f"{name}: pod network {network} {reason}")
 
     def plan(self) -> Plan:
-        mac = tunnel_mac(self._this.name)
-        gateways = tuple(gateway(network) for network in self._this.pod_cidrs if network.length)
+        gateways = tuple(gateway(network) for network in self._networks)
         tunnels = {
-            family: Tunnel(self._addresses[family], mac, gateways, peers) for family, peers in self._peers.items()
+            family: Tunnel(self._addresses[family], self._mac, gateways, peers) for family, peers in self._peers.items()
         }
         return Plan(self._direct, tunnels, frozenset(self._unreachable), frozenset(self._refused))
 
     def _route(self, node: str, addresses: Mapping[Family, Address], network: Network) -> str | None:
         """Enter how a network is reached; the reason if it cannot be."""
         at = addresses.get(network.family)
-        link = self._around.links.get(at, 0) if at is not None else 0
+        link = self._kernel.links.get(at, 0) if at is not None else 0
         if at is not None and link and self._routing != "vxlan":
             self._direct[network] = (at, link)
             return None

@@ -32,7 +32,7 @@ _WAYS_OUT = {
 }
 
 
-def hold(
+def sync(
     nl: Netlink, tunnels: Mapping[Family, Tunnel], *, vxlan: Vxlan, uplink_mtu: int
 ) -> tuple[dict[Family, int], frozenset[str]]:
     """Make the links and their entries as they are wanted, and remove those that nobody needs.

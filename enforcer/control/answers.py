@@ -25,6 +25,7 @@ class Answers:
 
     Attributes:
         reconciler: the loop, between whose transactions it is asked.
+        routes_made: waits until the routes are those of the last Nodes, for as many seconds; False if they are not.
         source: where objects come from; ``source_name`` is for people.
         node: this node's name.
         unready: why no pod can be attached now; None if one can, or if another attaches them.
@@ -35,6 +36,7 @@ class Answers:
     """
 
     reconciler: Reconciler
+    routes_made: Callable[[float], bool]
     source: Source
     source_name: str
     node: str
@@ -60,6 +62,7 @@ class Answers:
         deadline = time.monotonic() + float(arguments.get("wait", 0))
         fresh = self.source.catch_up(deadline - time.monotonic())
         held = self.reconciler.barrier(max(0.0, deadline - time.monotonic())) and fresh
+        held = self.routes_made(max(0.0, deadline - time.monotonic())) and held
         state = self.reconciler.call(self.reconciler.state)
         known = {(r.kind, r.namespace, r.name) for r in self.source.rejections()}
         extra = [r for r in state.rejections if (r.kind, r.namespace, r.name) not in known]

@@ -1,8 +1,8 @@
-"""What of Node objects is believed: whose each pod network is, and which addresses are nodes'. Pure.
+"""Which node owns which pod network and address, worked out from all Node objects. Pure.
 
-Nodes are heard in the order of their age, this node first: of two pod networks that overlap, the older Node has its
-own. An address in a pod network is a pod's, whoever says otherwise, as a kubelet writes its own Node's addresses at any
-time. Only the last address of a family that an older Node has left is not taken away by a pod network: a new Node with
+Nodes are taken in the order of their age, this node first: of two pod networks that overlap, the older Node owns its
+own. An address in a pod network is a pod's, whatever a Node says, since a kubelet may write its own Node's addresses at
+any time. A pod network does not take the last address of a family that an older Node has left: a new Node that claims
 the network that nodes are on gets nothing.
 """
 
@@ -12,38 +12,45 @@ import ipaddress
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from enforcer.model.addresses import Address, Family, Network, family_of, format_address
 from enforcer.model.objects import Node
 
 
 @dataclass(frozen=True, slots=True)
-class Claims:
-    """What is believed, by node name in the order of age, this node first.
+class Machine:
+    """What the kernel says of this machine: its own addresses, and the gateways of routes that are not ours."""
+
+    addresses: frozenset[Address] = frozenset()
+    gateways: frozenset[Address] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Who owns what; by node name, in the order of age, this node first.
 
     Attributes:
-        networks: pod networks; none overlaps another, none is every address or holds this machine.
+        networks: pod networks; none overlaps another, is every address, or holds an address of this machine.
         addresses: the nodes' own, in their order; none lies in one of the networks, but for this node's own.
         refused: what is left out, and why, in words.
+        pod_cidrs: this node's networks as its Node has them; None while there is no such Node.
+        machine: what was known of this machine.
     """
 
-    networks: Mapping[str, tuple[Network, ...]]
-    addresses: Mapping[str, tuple[Address, ...]]
-    refused: frozenset[str]
+    networks: Mapping[str, tuple[Network, ...]] = field(default_factory=dict)
+    addresses: Mapping[str, tuple[Address, ...]] = field(default_factory=dict)
+    refused: frozenset[str] = frozenset()
+    pod_cidrs: tuple[Network, ...] | None = None
+    machine: Machine = Machine()
 
 
-def settle(
-    nodes: Mapping[str, Node],
-    *,
-    own: str,
-    machine: AbstractSet[Address] = frozenset(),
-    gateways: AbstractSet[Address] = frozenset(),
-) -> Claims:
-    """Say what is believed; ``machine`` and ``gateways`` are what the kernel says of this node, if it was asked."""
+def resolve_ownership(nodes: Mapping[str, Node], *, own: str, machine: Machine | None = None) -> Ownership:
+    """Work out who owns what; ``own`` is this node's name."""
+    machine = machine or Machine()
     this = nodes.get(own, Node(own))
-    ours = machine | set(this.addresses)
-    taken = _Taken(ours | gateways)
+    ours = machine.addresses | set(this.addresses)
+    taken = _Taken(ours | machine.gateways)
     # The widest first: one within another adds nothing.
     for network in sorted(this.pod_cidrs, key=lambda network: network.length):
         if network.length:
@@ -68,7 +75,8 @@ def settle(
         refused |= {
             f"{node.name}: address {format_address(address)} {reason}" for address, reason in reasons.items() if reason
         }
-    return Claims(networks, addresses, frozenset(refused))
+    pod_cidrs = this.pod_cidrs if own in nodes else None
+    return Ownership(networks, addresses, frozenset(refused), pod_cidrs, machine)
 
 
 def _unusable(address: Address, ours: AbstractSet[Address], taken: _Taken) -> str | None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from enforcer.model.addresses import Network
 from enforcer.model.changes import Change, Rejection
 from enforcer.model.objects import Attachment, Namespace, NetworkPolicy, Node, Object, Pod
-from enforcer.nodes.ownership import settle
+from enforcer.nodes.ownership import Machine, Ownership, resolve_ownership
 from enforcer.policy.budget import Budget
 from enforcer.policy.endpoints import Standing
 from enforcer.policy.index import PolicyIndex
@@ -28,11 +28,11 @@ class Applied:
     """What changes of objects ask of others than the ruleset.
 
     Attributes:
-        nodes: the Node objects that are different, by name; None for one that is gone.
+        ownership: who owns which network and address, if that is different; else None.
         unread: keys of policies that the source has to hand on again.
     """
 
-    nodes: Mapping[str, Node | None]
+    ownership: Ownership | None
     unread: Sequence[str]
 
 
@@ -44,6 +44,7 @@ class Desired:
         translator: wrote it, and knows which chain denies for which policies.
         policies: as they are enforced, by key.
         nodes: the Node objects, by name.
+        ownership: who owns which network and address.
         changed_policies: keys of policies that are different since the loop last cleared this.
         rejections_changed: whether ``rejections`` are different since the loop last cleared this.
     """
@@ -58,7 +59,9 @@ class Desired:
         self._budget = Budget(settings.limits)
         self._rejected: dict[str, Rejection] = {}
         self._own_networks: tuple[Network, ...] = ()
+        self._machine = Machine()
         self.nodes: dict[str, Node] = {}
+        self.ownership = Ownership()
         self.policies: dict[str, NetworkPolicy] = {}
         self.changed_policies: set[str] = set()
         self.rejections_changed = False
@@ -106,6 +109,11 @@ class Desired:
                 self._apply_object(change.kind, change.key, change.object)
         return Applied(self._apply_nodes(nodes), self._budget.take_unread())
 
+    def set_machine(self, machine: Machine) -> Ownership:
+        """Take in what the kernel says of this machine; who owns what then."""
+        self._machine = machine
+        return self._resolve_ownership()
+
     def attach(self, attachment: Attachment) -> None:
         """Put an attachment."""
         self.detach(attachment.key)
@@ -145,7 +153,7 @@ class Desired:
             namespace = _as(Namespace, value)
             self._index.set_namespace(key, namespace.labels if namespace else None)
 
-    def _apply_nodes(self, nodes: Mapping[str, Node | None]) -> Mapping[str, Node | None]:
+    def _apply_nodes(self, nodes: Mapping[str, Node | None]) -> Ownership | None:
         # This node's own that is gone leaves its pods behind: it counts as it was last known.
         changed = {
             name: node
@@ -154,12 +162,15 @@ class Desired:
         }
         for name, node in changed.items():
             _put(self.nodes, name, node)
-        if changed:
-            self.translator.nodes_changed(settle(self.nodes, own=self._node))
         if (own := changed.get(self._node)) is not None:
             self._own_networks = own.pod_cidrs
             self.translator.own_networks_changed(own.pod_cidrs)
-        return changed
+        return self._resolve_ownership() if changed else None
+
+    def _resolve_ownership(self) -> Ownership:
+        self.ownership = resolve_ownership(self.nodes, own=self._node, machine=self._machine)
+        self.translator.ownership_changed(self.ownership)
+        return self.ownership
 
     def _put_policy(self, key: str, policy: NetworkPolicy | None) -> None:
         self._index.set_policy(key, policy)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
@@ -19,7 +19,8 @@ import structlog
 from enforcer.kernel.nftables import Tables
 from enforcer.model.addresses import Network
 from enforcer.model.changes import Change, Rejection
-from enforcer.model.objects import Attachment, Node
+from enforcer.model.objects import Attachment
+from enforcer.nodes.ownership import Machine, Ownership
 from enforcer.policy.endpoints import Standing
 from enforcer.reconcile.commits import Commits
 from enforcer.reconcile.denials import Denials
@@ -58,7 +59,7 @@ class Reconciler:
         self._observer = observer
         self._events = EventQueue()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
-        self._hear_nodes: Callable[[Mapping[str, Node | None]], None] | None = None
+        self._hear_ownership: Callable[[Ownership], None] | None = None
         self._hear_rejections: Callable[[Sequence[Rejection]], None] | None = None
         self._read_again: Callable[[Collection[str]], None] | None = None
         # Everything below belongs to that thread.
@@ -74,12 +75,9 @@ class Reconciler:
 
     # Doors: any thread
 
-    def follow_nodes(self, hear: Callable[[Mapping[str, Node | None]], None]) -> None:
-        """Have ``hear`` called on the loop's thread with the new state of Node objects by name; before ``start``.
-
-        Its first call has all that the source holds.
-        """
-        self._hear_nodes = hear
+    def follow_ownership(self, hear: Callable[[Ownership], None]) -> None:
+        """Have ``hear`` called on the loop's thread with each new ownership, once Nodes are known; before ``start``."""
+        self._hear_ownership = hear
 
     def follow_rejections(self, hear: Callable[[Sequence[Rejection]], None]) -> None:
         """Have ``hear`` called on the loop's thread with all policies rejected, when others are; before ``start``."""
@@ -150,6 +148,10 @@ class Reconciler:
             # The first commit will hold nothing of it.
             self._events.put(lambda: self._detach(key))
 
+    def machine_changed(self, machine: Machine) -> None:
+        """Take in what the kernel says of this machine."""
+        self._events.put(lambda: self._set_machine(machine))
+
     def ruleset_changed(self, generation: int | None) -> None:
         """Take in that a commit touched our tables (None: that one may have)."""
         self._events.put(lambda: self._take_ruleset_changed(generation))
@@ -217,13 +219,20 @@ class Reconciler:
         applied = self._desired.apply(changes)
         if applied.unread and self._read_again is not None:
             self._read_again(applied.unread)
-        if applied.nodes and self._hear_nodes is not None and self._synced:
-            self._hear_nodes(applied.nodes)
+        if applied.ownership is not None:
+            self._tell_ownership()
 
     def _begin(self) -> None:
-        if self._hear_nodes is not None and self._desired.nodes and not self._synced:
-            self._hear_nodes(self._desired.nodes)
         self._synced = True
+        self._tell_ownership()
+
+    def _set_machine(self, machine: Machine) -> None:
+        self._desired.set_machine(machine)
+        self._tell_ownership()
+
+    def _tell_ownership(self) -> None:
+        if self._hear_ownership is not None and self._synced and self._desired.nodes:
+            self._hear_ownership(self._desired.ownership)
 
     def _attach(self, attachment: Attachment, known: Future[None]) -> None:
         self._desired.attach(attachment)

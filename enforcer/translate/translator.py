@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from enforcer.model.addresses import Address, Family, Network, family_of
 from enforcer.model.objects import Attachment, Direction, NetworkPolicy
-from enforcer.nodes.ownership import Claims
+from enforcer.nodes.ownership import Ownership
 from enforcer.policy.isolation import Group
 from enforcer.policy.resolve import Resolved
 from enforcer.policy.sets import Element as Member
@@ -67,15 +67,15 @@ class Translator:
         if epoch is not None:
             for key, element in base.epoch_elements(settings.mark, epoch).items():
                 ruleset.put_element(base.EPOCH.table, base.EPOCH.name, key, element)
-        self.nodes_changed(Claims({}, {}, frozenset()))
+        self.ownership_changed(Ownership())
 
-    def nodes_changed(self, claims: Claims) -> None:
-        """Say what is believed of nodes: their own addresses, and the networks of their pods."""
+    def ownership_changed(self, ownership: Ownership) -> None:
+        """Say which addresses are nodes' own, and which networks are their pods'."""
         if self.settings.masquerade:
-            networks = [network for of in claims.networks.values() for network in of]
+            networks = [network for of in ownership.networks.values() for network in of]
             self._put_networks(names.network_set, [*networks, *self.settings.not_masqueraded])
         if self.settings.tunnel is not None:
-            self._put_nodes(claims.addresses)
+            self._put_nodes(ownership.addresses)
 
     def own_networks_changed(self, networks: Iterable[Network]) -> None:
         """Say which networks are this node's pods'."""

@@ -10,12 +10,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni.node import topology
-from cni.node.topology import Plan, Routing, Surroundings, plan, tunnel_mac
-from enforcer.model.addresses import Family, Network, family_of, parse_address
+from cni.node.topology import KernelState, Plan, Routing, tunnel_mac
+from enforcer.model.addresses import Address, Family, Network, family_of, parse_address
 from enforcer.model.objects import Node
-from enforcer.nodes.ownership import settle
+from enforcer.nodes.ownership import Machine, resolve_ownership
 
 ROUTINGS: tuple[Routing, ...] = ("auto", "direct", "vxlan")
+
+
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """What the kernel says: of the ways to other nodes, and of this machine."""
+
+    links: Mapping[Address, int] = dataclasses.field(default_factory=dict)
+    networks: frozenset[Network] = frozenset()
+    addresses: frozenset[Address] = frozenset()
+    gateways: frozenset[Address] = frozenset()
+
+    @property
+    def machine(self) -> Machine:
+        return Machine(self.addresses, self.gateways)
+
+
+def plan(nodes: Mapping[str, Node], *, own: str, routing: Routing, around: Surroundings) -> Plan:
+    """The plan for what nodes own."""
+    ownership = resolve_ownership(nodes, own=own, machine=around.machine)
+    return topology.plan(ownership, own=own, routing=routing, kernel=KernelState(around.links, around.networks))
 
 
 def node(name: str, cidrs: str = "", addresses: str = "", created: str = "") -> Node:
@@ -206,8 +226,8 @@ def test_a_further_address_of_an_older_node_takes_no_network(
 def test_a_network_that_is_believed_has_a_way_or_is_unreachable_or_is_anothers_to_route(
     nodes: Mapping[str, Node], around: Surroundings, routing: Routing
 ) -> None:
-    claims = settle(nodes, own="a", machine=around.addresses, gateways=around.gateways)
-    believed = {network for name, of in claims.networks.items() if name != "a" for network in of}
+    ownership = resolve_ownership(nodes, own="a", machine=around.machine)
+    believed = {network for name, of in ownership.networks.items() if name != "a" for network in of}
     wanted = plan(nodes, own="a", routing=routing, around=around)
     with_way = set(map(Network.parse, networks(wanted)))
     assert not with_way & wanted.unreachable
@@ -217,9 +237,9 @@ def test_a_network_that_is_believed_has_a_way_or_is_unreachable_or_is_anothers_t
 
 @given(clusters())
 def test_no_believed_address_of_another_node_lies_in_a_pod_network(nodes: Mapping[str, Node]) -> None:
-    claims = settle(nodes, own="a")
-    addresses = {a for name, of in claims.addresses.items() if name != "a" for a in of}
-    assert not [(a, n) for a in addresses for of in claims.networks.values() for n in of if a in n]
+    ownership = resolve_ownership(nodes, own="a")
+    addresses = {a for name, of in ownership.addresses.items() if name != "a" for a in of}
+    assert not [(a, n) for a in addresses for of in ownership.networks.values() for n in of if a in n]
 
 
 @given(clusters())

@@ -16,7 +16,7 @@ from enforcer.cli import cli
 from enforcer.model.addresses import Network, parse_address
 from enforcer.model.objects import Node
 from enforcer.model.tunnel import Vxlan
-from enforcer.nodes.ownership import settle
+from enforcer.nodes.ownership import resolve_ownership
 from enforcer.ruleset.listing import listing
 from enforcer.ruleset.ruleset import Ruleset
 from enforcer.translate.base import BaseSettings
@@ -43,7 +43,7 @@ def test_nodes_become_the_masquerade_and_the_tunnel_of_nodes_nft() -> None:
     translator = Translator(ruleset, BaseSettings(masquerade=True, not_masqueraded=exempt, tunnel=Vxlan(84, 4789)))
     one = node("one", ["10.244.1.0/24", "fd44:1::/64"], ["192.0.2.1", "fd08::1"])
     two = node("two", ["10.244.2.0/24", "fd44:2::/64"], ["192.0.2.2", "fd08::2"])
-    translator.nodes_changed(settle({"one": one, "two": two}, own="one"))
+    translator.ownership_changed(resolve_ownership({"one": one, "two": two}, own="one"))
     assert listing(ruleset) == (FOLDER / "nodes.nft").read_text()
 
 

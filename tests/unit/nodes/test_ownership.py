@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from enforcer.model.addresses import Network, parse_address
 from enforcer.model.objects import Node
 from enforcer.model.tunnel import Vxlan
-from enforcer.nodes.ownership import settle
+from enforcer.nodes.ownership import resolve_ownership
 from enforcer.ruleset.ruleset import Ruleset
 from enforcer.translate.base import BaseSettings
 from enforcer.translate.translator import Translator
@@ -34,7 +34,7 @@ def rendered(*states: list[Node]) -> dict[str, object]:
     ruleset = Ruleset()
     translator = Translator(ruleset, SETTINGS)
     for nodes in states:
-        translator.nodes_changed(settle({node.name: node for node in nodes}, own="a"))
+        translator.ownership_changed(resolve_ownership({node.name: node for node in nodes}, own="a"))
     return {of.name: ruleset.elements(of) for of in ruleset.sets.values()}
 
 
