@@ -101,13 +101,13 @@ def _find(nl: Netlink, name: str) -> _Present | None:
     found = rtnetlink.attributes_of(payload[rtnetlink.LINK_HEADER.size :])
     info = rtnetlink.attributes_of(found.get(rtnetlink.Ifla.LINKINFO, b""))
     data = rtnetlink.attributes_of(info.get(rtnetlink.Info.DATA, b""))
-    kind, of = info.get(rtnetlink.Info.KIND, b"").rstrip(b"\0"), rtnetlink.Vxlan
+    kind, field = info.get(rtnetlink.Info.KIND, b"").rstrip(b"\0"), rtnetlink.Vxlan
     shape = _Shape(
-        id=_number(data.get(of.ID)),
-        port=int.from_bytes(data.get(of.PORT, b""), "big"),
-        local=data.get(of.LOCAL) or data.get(of.LOCAL6, b""),
+        id=_number(data.get(field.ID)),
+        port=int.from_bytes(data.get(field.PORT, b""), "big"),
+        local=data.get(field.LOCAL) or data.get(field.LOCAL6, b""),
         mac=found.get(rtnetlink.Ifla.ADDRESS, b""),
-        learning=bool(_number(data.get(of.LEARNING))),
+        learning=bool(_number(data.get(field.LEARNING))),
     )
     ours = kind == b"vxlan" and _number(found.get(rtnetlink.Ifla.GROUP)) == LINK_GROUP
     return _Present(index, ours, bool(flags & rtnetlink.IFF_UP), _number(found.get(rtnetlink.Ifla.MTU)), shape)
@@ -138,14 +138,14 @@ def _remove(nl: Netlink, name: str, present: _Present) -> None:
 
 
 def _vxlan(name: str, shape: _Shape, mtu: int) -> bytes:
-    of = rtnetlink.Vxlan
-    local = of.LOCAL if family_of(shape.local) is Family.V4 else of.LOCAL6
+    field = rtnetlink.Vxlan
+    local = field.LOCAL if family_of(shape.local) is Family.V4 else field.LOCAL6
     data = rtnetlink.nested(
         rtnetlink.Info.DATA,
-        rtnetlink.u32(of.ID, shape.id),
+        rtnetlink.u32(field.ID, shape.id),
         rtnetlink.attribute(local, shape.local),
-        rtnetlink.attribute(of.PORT, shape.port.to_bytes(2, "big")),
-        rtnetlink.u8(of.LEARNING, shape.learning),
+        rtnetlink.attribute(field.PORT, shape.port.to_bytes(2, "big")),
+        rtnetlink.u8(field.LEARNING, shape.learning),
     )
     return rtnetlink.link(
         rtnetlink.text(rtnetlink.Ifla.IFNAME, name),
@@ -199,9 +199,9 @@ def _listed(nl: Netlink, family: int, index: int, key: int, value: int) -> set[t
     head = rtnetlink.NEIGHBOUR_HEADER.pack(family, 0, 0, 0, 0) + rtnetlink.u32(rtnetlink.Nda.IFINDEX, index)
     listed = set()
     for payload in nl.dump(Message("list entries", Rtm.GETNEIGH, Flag(0), head)):
-        _, of, state, _, _ = rtnetlink.NEIGHBOUR_HEADER.unpack_from(payload)
+        _, link, state, _, _ = rtnetlink.NEIGHBOUR_HEADER.unpack_from(payload)
         found = rtnetlink.attributes_of(payload[rtnetlink.NEIGHBOUR_HEADER.size :])
-        if of == index and state & rtnetlink.NUD_PERMANENT and key in found and value in found:
+        if link == index and state & rtnetlink.NUD_PERMANENT and key in found and value in found:
             listed.add((found[key], found[value]))
     return listed
 

@@ -83,9 +83,9 @@ def _refill(chain: Chain) -> Iterator[bytes]:
         yield _of(chain.table, _NEWRULE, nfnetlink.CREATE | nfnetlink.APPEND, 2, chain.name, expressions)
 
 
-def _packed(of: Set, key: bytes, element: Element) -> bytes:
+def _packed(nft_set: Set, key: bytes, element: Element) -> bytes:
     """An element or, in an interval set, the two that begin an interval and that begin what comes after it."""
-    if not of.interval:
+    if not nft_set.interval:
         return _element(key, element)
     half = len(key) // 2
     first, last = key[:half], key[half:]
@@ -123,18 +123,20 @@ def _pack_element(key: bytes, element: Element, flags: int) -> bytes:
     return nfnetlink.nest(1, parts)
 
 
-def _element_messages(kind: int, flags: int, of: Set, elements: Iterable[tuple[bytes, Element]]) -> Iterator[bytes]:
-    where = nfnetlink.text(1, _TABLE) + nfnetlink.text(2, of.name)
+def _element_messages(
+    kind: int, flags: int, nft_set: Set, elements: Iterable[tuple[bytes, Element]]
+) -> Iterator[bytes]:
+    where = nfnetlink.text(1, _TABLE) + nfnetlink.text(2, nft_set.name)
     chunk: list[bytes] = []
     size = 0
-    for packed in (_packed(of, key, element) for key, element in elements):
+    for packed in (_packed(nft_set, key, element) for key, element in elements):
         if size + len(packed) > _BYTES_A_MESSAGE:
-            yield nfnetlink.message(kind, flags, _FAMILIES[of.table], where + nfnetlink.nest(3, *chunk))
+            yield nfnetlink.message(kind, flags, _FAMILIES[nft_set.table], where + nfnetlink.nest(3, *chunk))
             chunk, size = [], 0
         chunk.append(packed)
         size += len(packed)
     if chunk:
-        yield nfnetlink.message(kind, flags, _FAMILIES[of.table], where + nfnetlink.nest(3, *chunk))
+        yield nfnetlink.message(kind, flags, _FAMILIES[nft_set.table], where + nfnetlink.nest(3, *chunk))
 
 
 _OUR_TABLE = nfnetlink.text(1, _TABLE)
@@ -150,8 +152,8 @@ def messages(step: Step) -> Iterator[bytes]:
     for chain in step.old_chains:
         yield _of(chain.table, _DELRULE, 0, 2, chain.name)
     # A map that is not ours may lead to a chain that is not ours.
-    for of in step.old_sets:
-        yield _of(of.table, _DELSET, 0, 2, of.name)
+    for nft_set in step.old_sets:
+        yield _of(nft_set.table, _DELSET, 0, 2, nft_set.name)
     for chain in step.old_chains:
         yield _of(chain.table, _DELCHAIN, 0, 3, chain.name)
     for counter in step.old_counters:

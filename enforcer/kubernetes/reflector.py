@@ -199,8 +199,8 @@ class ApiSource:
         """Whether what was handed on is at least as new as a list."""
         known = self._known[kind]
         return self._reached[kind] >= version or (
-            all(known.get(key, -1) >= of for key, of in wanted.items())
-            and all(key in wanted or of > version for key, of in known.items())
+            all(known.get(key, -1) >= found for key, found in wanted.items())
+            and all(key in wanted or found > version for key, found in known.items())
         )
 
     def rejections(self) -> tuple[Rejection, ...]:

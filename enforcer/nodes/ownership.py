@@ -135,15 +135,15 @@ class _Taken:
 
     def _with_address_in(self, network: Network) -> Iterator[str]:
         first, last = network.interval
-        of = self._addresses[network.family]
-        found = of[bisect_left(of, (first,)) : bisect_right(of, (last, "\U0010ffff"))]
+        held = self._addresses[network.family]
+        found = held[bisect_left(held, (first,)) : bisect_right(held, (last, "\U0010ffff"))]
         return iter(sorted({holder for _, holder in found}))
 
     def _holder(self, family: Family, first: int, last: int) -> str:
         """Who has a network in an interval; empty if nobody does. The last that starts before its end tells."""
-        of = self._networks[family]
-        at = bisect_left(of, (last + 1,))
-        return of[at - 1][2] if at and of[at - 1][1] >= first else ""
+        held = self._networks[family]
+        at = bisect_left(held, (last + 1,))
+        return held[at - 1][2] if at and held[at - 1][1] >= first else ""
 
 
 def _unicast(address: Address) -> bool:

@@ -66,15 +66,15 @@ class RulesetView:
 
     def element(self, name: str, key: str) -> str | None:
         """The element that holds a key."""
-        of: Set = self._sets[name]
-        elements = self._ruleset.elements(of)
+        nft_set: Set = self._sets[name]
+        elements = self._ruleset.elements(nft_set)
         if name not in self._words:
-            self._words[name] = {key_text(of, packed): packed for packed in elements}
+            self._words[name] = {key_text(nft_set, packed): packed for packed in elements}
         words = self._words[name]
         packed = words.get(key)
-        if packed is None and of.interval:
+        if packed is None and nft_set.interval:
             packed = next((packed for text, packed in words.items() if _in_range(key, text)), None)
-        return None if packed is None else element_text(of, packed, elements[packed])
+        return None if packed is None else element_text(nft_set, packed, elements[packed])
 
 
 def evaluate(view: View, chain: str, packet: Mapping[str, str]) -> Outcome:

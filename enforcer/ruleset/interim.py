@@ -44,32 +44,32 @@ class Interim:
 
     def __post_init__(self) -> None:
         self._handed_over = {
-            of: {
+            nft_set: {
                 key: element
                 for key, element in elements.items()
-                if not self._leads_back((of.table, element.jump or ""))
+                if not self._leads_back((nft_set.table, element.jump or ""))
             }
-            for of, elements in self.before.items()
+            for nft_set, elements in self.before.items()
         }
 
-    def between(self, of: Set, key: bytes, after: Chain) -> str:
+    def between(self, nft_set: Set, key: bytes, after: Chain) -> str:
         """The name of the chain that stands for a new one until the second half; its own where it allows nothing.
 
         A pod that is in an interim already, which an agent that was killed has left, is closed: what both allow depends
         on three policies then, and copies of copies would be deeper than the kernel allows.
         """
-        if key in self._handed_over[of]:
-            return self._copy(after, self._direction(of))
+        if key in self._handed_over[nft_set]:
+            return self._copy(after, self._direction(nft_set))
         if self._closed is None:
             name = f"{_HANDOVER}closed"
-            while (of.table, name) in self.chains:
+            while (nft_set.table, name) in self.chains:
                 name += "-"
-            self._closed = Chain(of.table, name, ("drop",), "closed while policy changes")
+            self._closed = Chain(nft_set.table, name, ("drop",), "closed while policy changes")
         return self._closed.name
 
     def made(self) -> tuple[tuple[Chain, ...], tuple[Set, ...], tuple[Elements, ...]]:
         """The chains, each after those that it goes to, the maps, and their elements."""
-        elements = tuple(Elements(new, added=self._handed_over[of]) for of, new in self._maps.items())
+        elements = tuple(Elements(new, added=self._handed_over[nft_set]) for nft_set, new in self._maps.items())
         closed = () if self._closed is None else (self._closed,)
         return (*closed, *self._handovers.values(), *self._copies.values()), tuple(self._maps.values()), elements
 
@@ -85,8 +85,8 @@ class Interim:
         return self._leading_back[identity]
 
     @staticmethod
-    def _direction(of: Set) -> str:
-        return of.name.rpartition("-")[0]
+    def _direction(nft_set: Set) -> str:
+        return nft_set.name.rpartition("-")[0]
 
     def _copy(self, chain: Chain, direction: str) -> str:
         if chain.name not in self._copied:
@@ -110,17 +110,21 @@ class Interim:
         """The chain that sends each pod to its old chain."""
         if direction not in self._handovers:
             lines: list[str] = []
-            for of in (of for of, found in self._handed_over.items() if found and self._direction(of) == direction):
-                self._maps[of] = new = self._map(of)
-                lines += [rule.replace(f"@{of.name}", f"@{new.name}") for rule in self.dispatch[of]]
+            for nft_set in (
+                nft_set
+                for nft_set, found in self._handed_over.items()
+                if found and self._direction(nft_set) == direction
+            ):
+                self._maps[nft_set] = new = self._map(nft_set)
+                lines += [rule.replace(f"@{nft_set.name}", f"@{new.name}") for rule in self.dispatch[nft_set]]
             lines.append("drop")
             name = f"{_HANDOVER}{direction}/{digest(chr(10).join(lines), CONTENT_DIGITS)}"
             self._handovers[direction] = Chain(chain.table, name, tuple(lines), "where pods were sent before")
         return self._handovers[direction].name
 
-    def _map(self, of: Set) -> Set:
-        content = sorted((key.hex(), element.jump or "") for key, element in self._handed_over[of].items())
-        name = f"{_HANDOVER}{of.name}/{digest(repr(content), CONTENT_DIGITS)}"
+    def _map(self, nft_set: Set) -> Set:
+        content = sorted((key.hex(), element.jump or "") for key, element in self._handed_over[nft_set].items())
+        name = f"{_HANDOVER}{nft_set.name}/{digest(repr(content), CONTENT_DIGITS)}"
         while name in self.taken:
             name += "-"
-        return dataclasses.replace(of, name=name, comment="where pods were sent before", use=Use.OTHER)
+        return dataclasses.replace(nft_set, name=name, comment="where pods were sent before", use=Use.OTHER)

@@ -34,13 +34,13 @@ def listing(ruleset: Ruleset) -> str:
 def _blocks(ruleset: Ruleset, table: Table) -> Iterator[str]:
     for counter in _of(table, ruleset.counters.values()):
         yield _block(f"counter {counter.name}", comment_lines(counter))
-    for of in _of(table, ruleset.sets.values()):
-        elements = ruleset.elements(of)
-        body = [f"type {of.type}", *(["flags interval"] if of.interval else []), *comment_lines(of)]
+    for nft_set in _of(table, ruleset.sets.values()):
+        elements = ruleset.elements(nft_set)
+        body = [f"type {nft_set.type}", *(["flags interval"] if nft_set.interval else []), *comment_lines(nft_set)]
         if elements:
-            words = ",\n\t\t\t     ".join(element_text(of, key, elements[key]) for key in sorted(elements))
+            words = ",\n\t\t\t     ".join(element_text(nft_set, key, elements[key]) for key in sorted(elements))
             body.append(f"elements = {{ {words} }}")
-        yield _block(f"{of.kind} {of.name}", body)
+        yield _block(f"{nft_set.kind} {nft_set.name}", body)
     for chain in base_first(_of(table, ruleset.chains.values())):
         hook = [str(chain.hook)] if chain.hook else []
         yield _block(f"chain {chain.name}", [*comment_lines(chain), *hook, *chain.rules])
@@ -132,25 +132,25 @@ def _read_set(table: Table, name: str, kind: str, body: list[str], desired: Rule
         into.put_element(table, name, key, element)
 
 
-def _element(of: Set, text: str) -> tuple[bytes, Element]:
+def _element(nft_set: Set, text: str) -> tuple[bytes, Element]:
     comment = _COMMENT.search(text)
     key, _, verdict = _COMMENT.sub("", text).partition(" : ")
     verb, _, target = verdict.partition(" ")
     # Ours are jumps: a mark in the comment tells others from them.
     words = (comment[1] if comment else "") if verb in {"", "jump"} else verb
-    return _key(of, key.strip()), Element(comment_of(words), target or None)
+    return _key(nft_set, key.strip()), Element(comment_of(words), target or None)
 
 
-def _key(of: Set, text: str) -> bytes:
-    if of.interval:
-        kind = of.key[0]
+def _key(nft_set: Set, text: str) -> bytes:
+    if nft_set.interval:
+        kind = nft_set.key[0]
         if "/" in text:
             width = kind.width
             first, last = Network.parse(text).interval
             return first.to_bytes(width, "big") + last.to_bytes(width, "big")
         first_text, _, last_text = text.partition("-")
         return _field(kind, first_text) + _field(kind, last_text or first_text)
-    return of.pack(*(_field(kind, word) for kind, word in zip(of.key, text.split(" . "), strict=True)))
+    return nft_set.pack(*(_field(kind, word) for kind, word in zip(nft_set.key, text.split(" . "), strict=True)))
 
 
 def _field(kind: KeyType, text: str) -> bytes:

@@ -163,18 +163,18 @@ class _Sorted:
         new = {(d.after.table, d.after.name) for d in change.sets if d.after is not None}
         found = cls([], [], [], [])
         for entry in change.elements:
-            of = entry.set
-            is_new = (of.table, of.name) in new
-            if of.verdicts or (of.interval and (of.use is Use.DISPATCH or not is_new)):
+            nft_set = entry.set
+            is_new = (nft_set.table, nft_set.name) in new
+            if nft_set.verdicts or (nft_set.interval and (nft_set.use is Use.DISPATCH or not is_new)):
                 found.switch.append(entry)
-            elif is_new and of.use is not Use.DISPATCH:
+            elif is_new and nft_set.use is not Use.DISPATCH:
                 found.fresh.append(entry)
             else:
                 # Whose an address is may change while the address stays: that is neither a leave nor a join.
                 both = entry.removed.keys() & entry.added.keys()
                 # A pod is not isolated any more at once; but before a pod becomes isolated in the second look-up, every
                 # packet has to meet it in the first.
-                gone = found.switch if of.use is Use.DISPATCH else found.leaves
+                gone = found.switch if nft_set.use is Use.DISPATCH else found.leaves
                 parts: tuple[tuple[list[Elements], dict[bytes, Element], dict[bytes, Element]], ...] = (
                     (gone, {k: e for k, e in entry.removed.items() if k not in both}, {}),
                     (found.switch, {k: entry.removed[k] for k in both}, {k: entry.added[k] for k in both}),
@@ -182,7 +182,7 @@ class _Sorted:
                 )
                 for kept, removed, added in parts:
                     if removed or added:
-                        kept.append(Elements(of, removed, added))
+                        kept.append(Elements(nft_set, removed, added))
         return found
 
 
@@ -252,14 +252,14 @@ def _interim(
     }
     # No policy's chain looks up a dispatch map.
     ours = [rule for chain in chains.values() if "/" not in chain.name for rule in chain.rules]
-    dispatch = {of: tuple(rule for rule in ours if rule.endswith(f"vmap @{of.name}")) for of in before}
+    dispatch = {nft_set: tuple(rule for rule in ours if rule.endswith(f"vmap @{nft_set.name}")) for nft_set in before}
     taken = frozenset(d.before.name for d in change.sets if d.before is not None)
-    return Interim(chains, dispatch, {of: replaced for of, replaced in before.items() if replaced}, taken)
+    return Interim(chains, dispatch, {nft_set: replaced for nft_set, replaced in before.items() if replaced}, taken)
 
 
 @dataclass(slots=True)
 class _Halves:
-    of: Set
+    nft_set: Set
     removed: dict[bytes, Element] = dataclasses.field(default_factory=dict)
     added: dict[bytes, Element] = dataclasses.field(default_factory=dict)
 
@@ -270,7 +270,7 @@ class _Halves:
             self.added[key] = after
 
     def elements(self) -> list[Elements]:
-        return [Elements(self.of, self.removed, self.added)] if self.removed or self.added else []
+        return [Elements(self.nft_set, self.removed, self.added)] if self.removed or self.added else []
 
 
 def _pairs(entry: Elements) -> Iterator[tuple[bytes, Element | None, Element | None]]:
@@ -278,9 +278,9 @@ def _pairs(entry: Elements) -> Iterator[tuple[bytes, Element | None, Element | N
         yield key, entry.removed.get(key), entry.added.get(key)
 
 
-def _rules(chains: Mapping[Id, Chain], of: Set, element: Element | None) -> frozenset[str] | None:
+def _rules(chains: Mapping[Id, Chain], nft_set: Set, element: Element | None) -> frozenset[str] | None:
     """What allows in the chain that an element jumps to; None: nothing is judged."""
-    chain = None if element is None or element.jump is None else chains.get((of.table, element.jump))
+    chain = None if element is None or element.jump is None else chains.get((nft_set.table, element.jump))
     return None if chain is None else frozenset(_permitting(chains, chain))
 
 

@@ -75,9 +75,9 @@ class Locality:
                 reach |= self._left(entry.set, entry.removed)
         return reach
 
-    def _left(self, of: Set, keys: Iterable[bytes]) -> Reach:
-        addresses = {of.unpack(key)[0] for key in keys} - self._passing
-        if len(of.key) > 1:
+    def _left(self, nft_set: Set, keys: Iterable[bytes]) -> Reach:
+        addresses = {nft_set.unpack(key)[0] for key in keys} - self._passing
+        if len(nft_set.key) > 1:
             # An address and a port are looked up before the peer of the same direction.
             return Reach(every=bool(addresses))
         # An address elsewhere is judged at this node in one direction, by one look-up.

@@ -111,9 +111,9 @@ class Ruleset:
         """All chains; what a chain jumps to came before it."""
         return self._chains.present
 
-    def elements(self, of: Set) -> Mapping[bytes, Element]:
+    def elements(self, nft_set: Set) -> Mapping[bytes, Element]:
         """The elements of a set by packed key; of an interval set the key is the first and the last value."""
-        return self._elements[of.table, of.name]
+        return self._elements[nft_set.table, nft_set.name]
 
     def is_local(self, address: bytes) -> bool:
         """Whether a packed address is a pod's of this node."""
@@ -185,13 +185,13 @@ def difference(present: Ruleset, desired: Ruleset) -> Change:
     anew = {(d.before.table, d.before.name) for d in sets if d.before is not None}
     elements = [
         changed
-        for identity, of in desired.sets.items()
-        if of.use is not Use.EPOCH
+        for identity, nft_set in desired.sets.items()
+        if nft_set.use is not Use.EPOCH
         and (
             changed := _changed_elements(
-                of,
-                present.elements(of) if identity in present.sets and identity not in anew else {},
-                desired.elements(of),
+                nft_set,
+                present.elements(nft_set) if identity in present.sets and identity not in anew else {},
+                desired.elements(nft_set),
             )
         )
     ]
@@ -211,9 +211,9 @@ def _changed(before: Mapping[Id, Object], after: Mapping[Id, Object]) -> list[Di
     ]
 
 
-def _changed_elements(of: Set, before: Mapping[bytes, Element], after: Mapping[bytes, Element]) -> Elements:
+def _changed_elements(nft_set: Set, before: Mapping[bytes, Element], after: Mapping[bytes, Element]) -> Elements:
     return Elements(
-        of,
+        nft_set,
         {key: element for key, element in before.items() if after.get(key) != element},
         {key: element for key, element in after.items() if before.get(key) != element},
     )

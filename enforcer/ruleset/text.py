@@ -11,15 +11,15 @@ from enforcer.ruleset.plan import Step
 from enforcer.ruleset.ruleset import Elements, Ruleset
 
 
-def key_text(of: Set, key: bytes) -> str:
+def key_text(nft_set: Set, key: bytes) -> str:
     """The key of an element as nft prints it."""
-    if of.interval:
+    if nft_set.interval:
         half = len(key) // 2
         first, last = key[:half], key[half:]
-        if of.key[0] is KeyType.INET_SERVICE:
+        if nft_set.key[0] is KeyType.INET_SERVICE:
             return format_ports((int.from_bytes(first, "big"), int.from_bytes(last, "big")))
         return format_interval((int.from_bytes(first, "big"), int.from_bytes(last, "big")), family_of(first))
-    return " . ".join(_field_text(kind, value) for kind, value in zip(of.key, of.unpack(key), strict=True))
+    return " . ".join(_field_text(kind, value) for kind, value in zip(nft_set.key, nft_set.unpack(key), strict=True))
 
 
 def format_ports(ports: tuple[int, int]) -> str:
@@ -41,9 +41,9 @@ def _field_text(kind: KeyType, value: bytes) -> str:
             return value.hex(":")
 
 
-def element_text(of: Set, key: bytes, element: Element) -> str:
+def element_text(nft_set: Set, key: bytes, element: Element) -> str:
     """An element as nft prints it: key, comment, verdict."""
-    text = key_text(of, key)
+    text = key_text(nft_set, key)
     if element.comment:
         text += f' comment "{element.comment}"'
     if element.jump is not None:
@@ -61,7 +61,7 @@ def commands(step: Step, *, elements: bool) -> list[str]:
     changes = step.elements if elements else ()
     return [
         *(_add_counter(counter) for counter in step.new_counters),
-        *(_add_set(of) for of in step.new_sets),
+        *(_add_set(nft_set) for nft_set in step.new_sets),
         *(_add_chain(chain) for chain in step.new_chains),
         *(line for chain in step.new_chains for line in _add_rules(chain)),
         *(line for entry in changes for line in _change_elements(entry.set, entry)),
@@ -70,7 +70,7 @@ def commands(step: Step, *, elements: bool) -> list[str]:
         *(line for chain in step.refilled for line in (f"flush chain {_id(chain)}", *_add_rules(chain))),
         *(f"flush chain {_id(chain)}" for chain in step.old_chains),
         # A map that is not ours may lead to a chain that is not ours.
-        *(f"delete {of.kind} {_id(of)}" for of in step.old_sets),
+        *(f"delete {nft_set.kind} {_id(nft_set)}" for nft_set in step.old_sets),
         *(f"delete chain {_id(chain)}" for chain in step.old_chains),
         *(f"delete counter {_id(counter)}" for counter in step.old_counters),
     ]
@@ -90,15 +90,15 @@ def rebuild(ruleset: Ruleset, present: Ruleset) -> list[str]:
     return [
         *tables(),
         *(f"flush chain {_id(chain)}" for chain in present.chains.values()),
-        *(f"flush {of.kind} {_id(of)}" for of in present.sets.values()),
-        *(f"delete {of.kind} {_id(of)}" for of in present.sets.values()),
+        *(f"flush {nft_set.kind} {_id(nft_set)}" for nft_set in present.sets.values()),
+        *(f"delete {nft_set.kind} {_id(nft_set)}" for nft_set in present.sets.values()),
         *(f"delete chain {_id(chain)}" for chain in present.chains.values()),
         *(f"delete counter {_id(counter)}" for identity, counter in present.counters.items() if identity not in kept),
         *(_add_counter(counter) for identity, counter in ruleset.counters.items() if identity not in kept),
-        *(_add_set(of) for of in ruleset.sets.values()),
+        *(_add_set(nft_set) for nft_set in ruleset.sets.values()),
         *(_add_chain(chain) for chain in base_first(ruleset.chains.values())),
         *(line for chain in ruleset.chains.values() for line in _add_rules(chain)),
-        *(line for of in ruleset.sets.values() for line in _add_elements(of, ruleset.elements(of))),
+        *(line for nft_set in ruleset.sets.values() for line in _add_elements(nft_set, ruleset.elements(nft_set))),
     ]
 
 
@@ -107,13 +107,13 @@ def base_first(chains: Iterable[Chain]) -> list[Chain]:
     return sorted(chains, key=lambda chain: (chain.hook.name, chain.hook.number) if chain.hook else ("~", 0))
 
 
-def comment_lines(of: Counter | Set | Chain) -> list[str]:
+def comment_lines(item: Counter | Set | Chain) -> list[str]:
     """The comment of an object as nft prints it, if it has one."""
-    return [f'comment "{of.comment}"'] if of.comment else []
+    return [f'comment "{item.comment}"'] if item.comment else []
 
 
-def _id(of: Counter | Set | Chain) -> str:
-    return f"{of.table} {of.name}"
+def _id(item: Counter | Set | Chain) -> str:
+    return f"{item.table} {item.name}"
 
 
 def _body(words: Iterable[str]) -> str:
@@ -125,9 +125,11 @@ def _add_counter(counter: Counter) -> str:
     return f"add counter {_id(counter)}" + _body(f"{line};" for line in comment_lines(counter))
 
 
-def _add_set(of: Set) -> str:
-    flags = ["flags interval;"] if of.interval else []
-    return f"add {of.kind} {_id(of)}" + _body([f"type {of.type};", *flags, *(f"{c};" for c in comment_lines(of))])
+def _add_set(nft_set: Set) -> str:
+    flags = ["flags interval;"] if nft_set.interval else []
+    return f"add {nft_set.kind} {_id(nft_set)}" + _body(
+        [f"type {nft_set.type};", *flags, *(f"{c};" for c in comment_lines(nft_set))]
+    )
 
 
 def _add_chain(chain: Chain) -> str:
@@ -139,15 +141,15 @@ def _add_rules(chain: Chain) -> list[str]:
     return [f"add rule {_id(chain)} {rule}" for rule in chain.rules]
 
 
-def _change_elements(of: Set, entry: Elements) -> list[str]:
-    return [*_delete_elements(of, entry.removed), *_add_elements(of, entry.added)]
+def _change_elements(nft_set: Set, entry: Elements) -> list[str]:
+    return [*_delete_elements(nft_set, entry.removed), *_add_elements(nft_set, entry.added)]
 
 
-def _add_elements(of: Set, elements: Mapping[bytes, Element]) -> list[str]:
-    words = ", ".join(element_text(of, key, element) for key, element in elements.items())
-    return [f"add element {_id(of)} {{ {words} }}"] if words else []
+def _add_elements(nft_set: Set, elements: Mapping[bytes, Element]) -> list[str]:
+    words = ", ".join(element_text(nft_set, key, element) for key, element in elements.items())
+    return [f"add element {_id(nft_set)} {{ {words} }}"] if words else []
 
 
-def _delete_elements(of: Set, keys: Iterable[bytes]) -> list[str]:
-    words = ", ".join(key_text(of, key) for key in keys)
-    return [f"delete element {_id(of)} {{ {words} }}"] if words else []
+def _delete_elements(nft_set: Set, keys: Iterable[bytes]) -> list[str]:
+    words = ", ".join(key_text(nft_set, key) for key in keys)
+    return [f"delete element {_id(nft_set)} {{ {words} }}"] if words else []

@@ -212,8 +212,8 @@ def base_chains(settings: BaseSettings) -> Iterator[Chain]:
             *(
                 line
                 for side in ("saddr", "daddr")
-                for of in isolated
-                for line in _of_families(f'{{ip}} {side} {of} counter name "{NO_FLOW}" drop')
+                for nft_set in isolated
+                for line in _of_families(f'{{ip}} {side} {nft_set} counter name "{NO_FLOW}" drop')
             ),
         ),
         "what belongs to no connection (INVALID or not tracked) passes no isolated pod",

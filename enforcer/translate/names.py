@@ -99,20 +99,20 @@ def group_comment(group: Group) -> str:
     return comment_of(f"{how} {', '.join(group.policies)}")
 
 
-def pod_set(of: PodSet, family: Family) -> Set:
+def pod_set(wanted: PodSet, family: Family) -> Set:
     """The nftables set of one family for a set of pods or of named ports."""
-    where = of.namespace or "_"
-    match of:
+    where = wanted.namespace or "_"
+    match wanted:
         case PodSelection():
-            spaces = "" if of.namespace is not None else f"{_selector_words(of.namespace_selector)}/"
-            stem = f"peer/{where}/{spaces}{_selector_words(of.pod_selector)}"
+            spaces = "" if wanted.namespace is not None else f"{_selector_words(wanted.namespace_selector)}/"
+            stem = f"peer/{where}/{spaces}{_selector_words(wanted.pod_selector)}"
             key: tuple[KeyType, ...] = (ADDRESS[family],)
         case NamedPort():
             # No port has a "_" in its name.
-            stem = f"named/{where}/{'_'.join(of.names)}.{of.protocol.label}"
+            stem = f"named/{where}/{'_'.join(wanted.names)}.{wanted.protocol.label}"
             key = (ADDRESS[family], KeyType.INET_SERVICE)
     tail = f"-{family.label}"
-    return Set(Table.POLICY, _cut(stem, len(tail)) + tail, key, comment_of(str(of)), Use.PERMISSION)
+    return Set(Table.POLICY, _cut(stem, len(tail)) + tail, key, comment_of(str(wanted)), Use.PERMISSION)
 
 
 def blocks_set(blocks: tuple[IPBlock, ...], family: Family) -> Set:
@@ -169,12 +169,12 @@ def _cut(name: str, reserved: int = 0, limit: int = NAME_CHARACTERS) -> str:
     return name[: limit - reserved - len(tail)] + tail
 
 
-def set_element(of: Set, element: Element) -> bytes:
+def set_element(nft_set: Set, element: Element) -> bytes:
     """The packed key of an element of a ``pod_set``."""
     if isinstance(element, bytes):
         return element
     address, number = element
-    return of.pack(address, number.to_bytes(2, "big"))
+    return nft_set.pack(address, number.to_bytes(2, "big"))
 
 
 def element_family(element: Element) -> Family:

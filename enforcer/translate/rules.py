@@ -185,8 +185,8 @@ class _Writer:
                 if match is not None:
                     yield f"{list_place}[{index}]", _Match(match, family, match.startswith("meta nfproto"))
         for family, found in many.items():
-            if (of := self._block_set(found, family)) is not None:
-                yield list_place, _Match(f"{words.peer.format(ip=FIELDS[family])} @{of.name}", family)
+            if (nft_set := self._block_set(found, family)) is not None:
+                yield list_place, _Match(f"{words.peer.format(ip=FIELDS[family])} @{nft_set.name}", family)
 
     def _peer(self, peer: Peer, family: Family, words: _Words) -> str | None:
         field = words.peer.format(ip=FIELDS[family])
@@ -195,8 +195,8 @@ class _Writer:
         if peer.cidr.family is not family:
             return None
         if peer.excepts:
-            of = self._block_set((peer,), family)
-            return None if of is None else f"{field} @{of.name}"
+            nft_set = self._block_set((peer,), family)
+            return None if nft_set is None else f"{field} @{nft_set.name}"
         if peer.cidr.length == 0:
             return f"meta nfproto ip{family.label}"
         return f"{field} {format_interval(peer.cidr.interval, family)}"
@@ -205,12 +205,12 @@ class _Writer:
         """The set of what ipBlocks of a family allow together, worked out once; None if nothing is left."""
         if blocks not in self._block_sets:
             intervals = merged(interval for block in blocks for interval in subtract(block.cidr, block.excepts))
-            of = names.blocks_set(blocks, family) if intervals else None
-            if of is not None:
-                width = of.key[0].width
+            nft_set = names.blocks_set(blocks, family) if intervals else None
+            if nft_set is not None:
+                width = nft_set.key[0].width
                 packed = (tuple(end.to_bytes(width, "big") for end in interval) for interval in intervals)
-                self.sets[of] = tuple(first + last for first, last in packed)
-            self._block_sets[blocks] = of
+                self.sets[nft_set] = tuple(first + last for first, last in packed)
+            self._block_sets[blocks] = nft_set
         return self._block_sets[blocks]
 
     def _ports(self, ports: Iterable[PolicyPort], words: _Words) -> Iterator[_Match]:
@@ -236,19 +236,19 @@ class _Writer:
     ) -> Iterator[_Match]:
         if not wanted:
             return
-        of = named_port(self._direction, self._policy.namespace, wanted, protocol)
+        ports = named_port(self._direction, self._policy.namespace, wanted, protocol)
         for one in Family if family is None else (family,):
             server = _SERVER.format(ip=FIELDS[one])
-            yield _Match(f"{match} {server} . ct reply proto-src @{names.pod_set(of, one).name}", one, pods=True)
+            yield _Match(f"{match} {server} . ct reply proto-src @{names.pod_set(ports, one).name}", one, pods=True)
 
     def _number_set(self, numbers: tuple[tuple[int, int], ...]) -> Set:
-        of = names.port_number_set(numbers)
+        nft_set = names.port_number_set(numbers)
         width = 2
-        self.sets[of] = tuple(
-            first.to_bytes(width, "big") + (last.to_bytes(width, "big") if of.interval else b"")
+        self.sets[nft_set] = tuple(
+            first.to_bytes(width, "big") + (last.to_bytes(width, "big") if nft_set.interval else b"")
             for first, last in numbers
         )
-        return of
+        return nft_set
 
 
 def group_counter(group: Group) -> Counter:

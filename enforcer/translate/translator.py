@@ -72,7 +72,7 @@ class Translator:
     def ownership_changed(self, ownership: Ownership) -> None:
         """Say which addresses are nodes' own, and which networks are their pods'."""
         if self.settings.masquerade:
-            networks = [network for of in ownership.networks.values() for network in of]
+            networks = [network for owned in ownership.networks.values() for network in owned]
             self._put_networks(names.network_set, [*networks, *self.settings.not_masqueraded])
         if self.settings.tunnel is not None:
             self._put_nodes(ownership.addresses)
@@ -84,14 +84,14 @@ class Translator:
 
     def _put_networks(self, set_of: Callable[[Family], Set], networks: Collection[Network]) -> None:
         for family in Family:
-            of = set_of(family)
-            present = self._networks.get(of.name, set())
+            nft_set = set_of(family)
+            present = self._networks.get(nft_set.name, set())
             wanted = set(base.network_elements(networks, family))
             for key in present - wanted:
-                self._ruleset.remove_element(of.table, of.name, key)
+                self._ruleset.remove_element(nft_set.table, nft_set.name, key)
             for key in wanted - present:
-                self._ruleset.put_element(of.table, of.name, key)
-            self._networks[of.name] = wanted
+                self._ruleset.put_element(nft_set.table, nft_set.name, key)
+            self._networks[nft_set.name] = wanted
 
     def _put_nodes(self, nodes: Mapping[str, Iterable[Address]]) -> None:
         names_of: dict[Address, list[str]] = {}
@@ -100,12 +100,12 @@ class Translator:
                 names_of.setdefault(address, []).append(name)
         wanted = {address: Element(names.address_comment(tuple(found))) for address, found in names_of.items()}
         for address in self._nodes.keys() - wanted.keys():
-            of = _NODES[family_of(address)]
-            self._ruleset.remove_element(of.table, of.name, address)
+            nft_set = _NODES[family_of(address)]
+            self._ruleset.remove_element(nft_set.table, nft_set.name, address)
         for address, element in wanted.items():
             if self._nodes.get(address) != element:
-                of = _NODES[family_of(address)]
-                self._ruleset.put_element(of.table, of.name, address, element)
+                nft_set = _NODES[family_of(address)]
+                self._ruleset.put_element(nft_set.table, nft_set.name, address, element)
         self._nodes = wanted
 
     # Sets of pods
@@ -113,22 +113,22 @@ class Translator:
     def set_added(self, pod_set: PodSet) -> None:
         """Add the set of each family."""
         self._sets[pod_set] = {family: names.pod_set(pod_set, family) for family in Family}
-        for of in self._sets[pod_set].values():
-            self._ruleset.put_set(of)
+        for nft_set in self._sets[pod_set].values():
+            self._ruleset.put_set(nft_set)
 
     def set_removed(self, pod_set: PodSet) -> None:
         """Remove the set of each family."""
-        for of in self._sets.pop(pod_set).values():
-            self._ruleset.remove_set(of.table, of.name)
+        for nft_set in self._sets.pop(pod_set).values():
+            self._ruleset.remove_set(nft_set.table, nft_set.name)
 
     def element_changed(self, pod_set: PodSet, element: Member, keys: tuple[str, ...]) -> None:
         """Put a member into the set of its family with the names of its pods, or (no keys) take it out."""
-        of = self._sets[pod_set][names.element_family(element)]
-        key = names.set_element(of, element)
+        nft_set = self._sets[pod_set][names.element_family(element)]
+        key = names.set_element(nft_set, element)
         if keys:
-            self._ruleset.put_element(of.table, of.name, key, _owned_by(keys))
+            self._ruleset.put_element(nft_set.table, nft_set.name, key, _owned_by(keys))
         else:
-            self._ruleset.remove_element(of.table, of.name, key)
+            self._ruleset.remove_element(nft_set.table, nft_set.name, key)
 
     # Policies
 
@@ -140,8 +140,8 @@ class Translator:
         for direction, written in now.items():
             if direction not in before:
                 self._ruleset.put_counter(written.counter)
-            for of, elements in written.sets:
-                self._use_set(of, elements)
+            for nft_set, elements in written.sets:
+                self._use_set(nft_set, elements)
             for chain in written.chains:
                 self._ruleset.put_chain(chain)
         self._policies[policy.key] = now
@@ -160,24 +160,24 @@ class Translator:
             for chain in written.chains:
                 if chain.name not in kept:
                     self._ruleset.remove_chain(chain.table, chain.name)
-            for of, _ in written.sets:
-                self._release_set(of)
+            for nft_set, _ in written.sets:
+                self._release_set(nft_set)
             if direction not in now:
                 self._ruleset.remove_counter(written.counter.table, written.counter.name)
 
-    def _use_set(self, of: Set, elements: tuple[bytes, ...]) -> None:
-        users = self._set_users.get(of.name, 0)
+    def _use_set(self, nft_set: Set, elements: tuple[bytes, ...]) -> None:
+        users = self._set_users.get(nft_set.name, 0)
         if users == 0:
-            self._ruleset.put_set(of)
+            self._ruleset.put_set(nft_set)
             for key in elements:
-                self._ruleset.put_element(of.table, of.name, key)
-        self._set_users[of.name] = users + 1
+                self._ruleset.put_element(nft_set.table, nft_set.name, key)
+        self._set_users[nft_set.name] = users + 1
 
-    def _release_set(self, of: Set) -> None:
-        self._set_users[of.name] -= 1
-        if self._set_users[of.name] == 0:
-            del self._set_users[of.name]
-            self._ruleset.remove_set(of.table, of.name)
+    def _release_set(self, nft_set: Set) -> None:
+        self._set_users[nft_set.name] -= 1
+        if self._set_users[nft_set.name] == 0:
+            del self._set_users[nft_set.name]
+            self._ruleset.remove_set(nft_set.table, nft_set.name)
 
     # Groups and the addresses of this node
 
@@ -251,15 +251,15 @@ class Translator:
                 self._ruleset.remove_chain(chain.table, chain.name)
 
     def _write_dispatch(self, direction: Direction, address: Address, group: Group | None) -> None:
-        of, isolated = _DISPATCH[direction, family_of(address)], _ISOLATED[direction, family_of(address)]
+        nft_set, isolated = _DISPATCH[direction, family_of(address)], _ISOLATED[direction, family_of(address)]
         if group is None:
-            for each in (of, isolated):
+            for each in (nft_set, isolated):
                 self._ruleset.remove_element(each.table, each.name, address)
             return
         members = self._groups[group]
         owned = _owned_by(members.addresses[address])
         chain = members.chains[-1].name if members.chains else None
-        self._ruleset.put_element(of.table, of.name, address, Element(owned.comment, chain))
+        self._ruleset.put_element(nft_set.table, nft_set.name, address, Element(owned.comment, chain))
         self._ruleset.put_element(isolated.table, isolated.name, address, owned)
 
     def local_changed(self, address: Address, keys: tuple[str, ...]) -> None:
@@ -277,13 +277,13 @@ class Translator:
 
     def attached(self, attachment: Attachment) -> None:
         """Let a bridge port send with the addresses of its attachment."""
-        for of, key in _port_elements(attachment):
-            self._ruleset.put_element(of.table, of.name, key, _owned_by((_whose(attachment),)))
+        for nft_set, key in _port_elements(attachment):
+            self._ruleset.put_element(nft_set.table, nft_set.name, key, _owned_by((_whose(attachment),)))
 
     def detached(self, attachment: Attachment) -> None:
         """Undo ``attached``."""
-        for of, key in _port_elements(attachment):
-            self._ruleset.remove_element(of.table, of.name, key)
+        for nft_set, key in _port_elements(attachment):
+            self._ruleset.remove_element(nft_set.table, nft_set.name, key)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -305,9 +305,9 @@ def _whose(attachment: Attachment) -> str:
 def _port_elements(attachment: Attachment) -> list[tuple[Set, bytes]]:
     port = attachment.port.encode()
     return [
-        (of, of.pack(port, attachment.mac, address))
+        (nft_set, nft_set.pack(port, attachment.mac, address))
         for address in attachment.addresses
-        for of in (_PORTS[family_of(address)],)
+        for nft_set in (_PORTS[family_of(address)],)
     ]
 
 
