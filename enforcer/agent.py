@@ -275,7 +275,7 @@ class Agent:
             KernelCollector(
                 lambda: self._reconciler.call(self._reconciler.state),
                 lambda: self._reconciler.call(tables.counters),
-                self._source.heard,
+                self._source.status,
             )
         )
         server = HealthServer(
@@ -283,7 +283,7 @@ class Agent:
             self._metrics.registry,
             live=self._enforcer.live,
             ready=self._unready,
-            remarks=lambda: [*self._housekeeping.settings, *map(str, self._source.heard())],
+            remarks=lambda: [*self._housekeeping.settings, *map(str, self._source.status())],
         )
         server.start()
         return server

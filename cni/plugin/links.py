@@ -50,8 +50,8 @@ class Link:
             OSError: the pod's namespace cannot be entered.
         """
         with Netlink() as nl:
-            nl.run(Message(f"make veth {attachment.port}", Rtm.NEWLINK, _NEW, self._veth(attachment)))
-            port_index = socket.if_nametoindex(attachment.port)
+            nl.run(Message(f"make veth {attachment.host_interface}", Rtm.NEWLINK, _NEW, self._veth(attachment)))
+            port_index = socket.if_nametoindex(attachment.host_interface)
             nl.run(*self._port(attachment, port_index))
         with netns.visit(self.pod_netns, home=self.own_netns):
             index = socket.if_nametoindex(attachment.ifname)
@@ -86,7 +86,7 @@ class Link:
         )
         pair = rtnetlink.nested(rtnetlink.Info.DATA, rtnetlink.attribute(rtnetlink.VETH_INFO_PEER, peer))
         return rtnetlink.link(
-            rtnetlink.text(rtnetlink.Ifla.IFNAME, attachment.port),
+            rtnetlink.text(rtnetlink.Ifla.IFNAME, attachment.host_interface),
             rtnetlink.u32(rtnetlink.Ifla.MTU, self.node.mtu),
             rtnetlink.u32(rtnetlink.Ifla.MASTER, self.node.bridge_index),
             rtnetlink.nested(rtnetlink.Ifla.LINKINFO, rtnetlink.text(rtnetlink.Info.KIND, "veth"), pair),
@@ -102,9 +102,12 @@ class Link:
         info = rtnetlink.nested(rtnetlink.Ifla.LINKINFO, rtnetlink.text(rtnetlink.Info.SLAVE_KIND, "bridge"), settings)
         forwarding = rtnetlink.forwarding_entry(attachment.mac, index=index)
         bridge = self.node.bridge_index
+        isolated = rtnetlink.link(info, index=index)
         messages = [
-            *no_link_local(f"set up port {attachment.port}", index, self.node.mtu),
-            Message(f"isolate port {attachment.port}", Rtm.NEWLINK, Flag(0), rtnetlink.link(info, index=index)),
+            *no_link_local(f"set up port {attachment.host_interface}", index, self.node.mtu),
+            Message(
+                f"isolate port {attachment.host_interface}", Rtm.NEWLINK, Flag(0), rtnetlink.link(info, index=index)
+            ),
             Message("forwarding entry", Rtm.NEWNEIGH, Flag.CREATE | Flag.REPLACE, forwarding),
         ]
         for address in attachment.addresses:
@@ -173,8 +176,8 @@ def _missing(nl: Netlink, attachment: Attachment, gateways: Mapping[Family, Addr
 def up(attachment: Attachment) -> None:
     """Raise the node side: from here on packets flow."""
     with Netlink() as nl:
-        payload = rtnetlink.link(rtnetlink.text(rtnetlink.Ifla.IFNAME, attachment.port), up=True)
-        nl.run(Message(f"raise {attachment.port}", Rtm.NEWLINK, Flag(0), payload))
+        payload = rtnetlink.link(rtnetlink.text(rtnetlink.Ifla.IFNAME, attachment.host_interface), up=True)
+        nl.run(Message(f"raise {attachment.host_interface}", Rtm.NEWLINK, Flag(0), payload))
 
 
 def exists(port: str) -> bool:
@@ -205,8 +208,8 @@ def remove(attachment: Attachment, *, bridge_index: int) -> None:
 
 
 def _delete_link(attachment: Attachment) -> Message:
-    name = rtnetlink.text(rtnetlink.Ifla.IFNAME, attachment.port)
-    return Message(f"remove link {attachment.port}", Rtm.DELLINK, Flag(0), rtnetlink.link(name))
+    name = rtnetlink.text(rtnetlink.Ifla.IFNAME, attachment.host_interface)
+    return Message(f"remove link {attachment.host_interface}", Rtm.DELLINK, Flag(0), rtnetlink.link(name))
 
 
 def _run_all(nl: Netlink, messages: Iterable[Message]) -> None:

@@ -77,7 +77,7 @@ class Operations:
         self._networks = tuple(networks)
         self._node.start(self._networks)
         for record in self._store.records():
-            if not record.ready or not links.exists(record.attachment.port):
+            if not record.ready or not links.exists(record.attachment.host_interface):
                 log.info("attachment rolled back", attachment=record.attachment.key, pod=record.attachment.pod)
                 try:
                     self._undo(record)
@@ -164,7 +164,7 @@ class Operations:
                 log.error("a failed ADD is not undone; a DEL, or the next start, does it", error=str(left))
             raise _failure(error, "ADD") from error
         result = Result(
-            port=attachment.port,
+            port=attachment.host_interface,
             port_mac=BRIDGE_MAC,
             ifname=attachment.ifname,
             mac=attachment.mac,
@@ -218,11 +218,13 @@ class Operations:
             raise CniError(INVALID_CONFIGURATION, "CHECK needs prevResult")
         if not set(attachment.addresses) <= request.previous_addresses:
             raise CniError(CHECK_FAILURE, f"prevResult has not the addresses of {attachment.key}")
-        if not links.exists(attachment.port):
-            raise CniError(CHECK_FAILURE, f"link {attachment.port} of {attachment.key} is gone", "delete the pod")
-        if _flag(attachment.port, "isolated") != "1":
+        if not links.exists(attachment.host_interface):
             raise CniError(
-                CHECK_FAILURE, f"port {attachment.port} of {attachment.key} is not isolated", "delete the pod"
+                CHECK_FAILURE, f"link {attachment.host_interface} of {attachment.key} is gone", "delete the pod"
+            )
+        if _flag(attachment.host_interface, "isolated") != "1":
+            raise CniError(
+                CHECK_FAILURE, f"port {attachment.host_interface} of {attachment.key} is not isolated", "delete the pod"
             )
         missing = links.Link(self._node, self._pod_netns(request), self._own_netns).missing(
             attachment, request.previous_gateways
@@ -322,7 +324,7 @@ def _record(request: Request, addresses: tuple[Address, ...]) -> Record:
         uid=request.args.get("K8S_POD_UID", ""),
         addresses=addresses,
         mac=request.requested_mac or links.default_mac(request.container_id, request.ifname),
-        port=links.port_name(request.container_id, request.ifname),
+        host_interface=links.port_name(request.container_id, request.ifname),
     )
     environment = dict(request.environment) if request.config.ipam_type else {}
     return Record(attachment, request.config.name, request.raw_config, environment, ready=False)

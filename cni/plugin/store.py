@@ -111,7 +111,7 @@ class Store:
                         attachment.pod,
                         attachment.uid,
                         attachment.mac,
-                        attachment.port,
+                        attachment.host_interface,
                         record.config,
                         json.dumps(record.environment),
                     ),

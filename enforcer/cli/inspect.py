@@ -13,7 +13,7 @@ import msgspec
 from enforcer.cli import common, offline
 from enforcer.control.explain import Evidence, Flow, Question, QuestionError
 from enforcer.control.explain import explain as explain_flow
-from enforcer.model.sources import Heard
+from enforcer.model.sources import SourceStatus
 from enforcer.ruleset.evaluate import RulesetView
 
 
@@ -47,18 +47,18 @@ def _print_status(answer: dict[str, Any]) -> None:
     for setting in answer["settings"]:
         out.print("[red]a setting of the node is wrong[/]:", end=" ")
         out.print(setting, markup=False)
-    heard = [Heard(**one) for one in answer["heard"]]
-    for one in heard:
-        if one.trouble:
+    sources = [SourceStatus(**status) for status in answer["sources"]]
+    for source in sources:
+        if source.last_error:
             out.print("[red]the last state stands[/]:", end=" ")
-            out.print(str(one), markup=False)
-    if fine := [str(one) for one in heard if not one.trouble]:
+            out.print(str(source), markup=False)
+    if fine := [str(source) for source in sources if not source.last_error]:
         out.print(", ".join(fine))
     if answer["unready"]:
         out.print("[red]no pod can start here[/]:", end=" ")
         out.print(answer["unready"], markup=False)
-    for amiss in answer["amiss"]:
-        out.print("amiss on the node:", amiss, markup=False)
+    for problem in answer["problems"]:
+        out.print("problem on the node:", problem, markup=False)
     for rejected in answer["rejected"]:
         name = "/".join(filter(None, (rejected["namespace"], rejected["name"])))
         out.print("not enforced as written:", f"{rejected['kind']} {name}: {rejected['reason']}", markup=False)

@@ -74,12 +74,12 @@ class Answers:
             "attachments": state.attachments,
             "policies": state.policies,
             "rejected": [dataclasses.asdict(r) for r in (*self.source.rejections(), *extra)],
-            "heard": [dataclasses.asdict(heard) for heard in self.source.heard()],
+            "sources": [dataclasses.asdict(status) for status in self.source.status()],
             "settings": self.housekeeping.settings,
             "failure": state.failure,
             "stamps": dataclasses.asdict(state.stamps),
             "unready": self.unready(),
-            "amiss": self.housekeeping.amiss,
+            "problems": self.housekeeping.problems,
             "kernel": {
                 "release": self.kernel.release,
                 "missing": list(map(str, self.kernel.missing)),
@@ -99,7 +99,7 @@ class Answers:
                     "addresses": [format_address(address) for address in endpoint.addresses],
                     "local": endpoint.local,
                     "standing": endpoint.standing.value,
-                    "port": attachment.port if attachment and endpoint.local else "",
+                    "port": attachment.host_interface if attachment and endpoint.local else "",
                     "labels": dict(endpoint.labels),
                     "known": endpoint.standing is Standing.POD,
                 }

@@ -78,7 +78,7 @@ class EventWriter:
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
         # Everything below belongs to that thread: in which period each Event was last written, by its name.
         self._written: dict[str, int] = {}
-        self._trouble = ""
+        self._last_error = ""
 
     def start(self) -> None:
         """Start to write."""
@@ -143,7 +143,7 @@ class EventWriter:
                 # It is this Event, or all, that the server does not want: the others are tried, and all next period.
                 self._tell(error)
             else:
-                self._trouble = ""
+                self._last_error = ""
             self._written[name] = period
             self._rest(_BETWEEN_SECONDS)
 
@@ -177,9 +177,9 @@ class EventWriter:
     def _tell(self, error: Exception) -> None:
         """Log what is wrong, once for as long as it stays the same."""
         kind = str(getattr(error, "code", type(error).__name__))
-        if kind == self._trouble:
+        if kind == self._last_error:
             return
-        self._trouble = kind
+        self._last_error = kind
         hint = "grant this user create and patch of events" if kind == str(_FORBIDDEN) else ""
         log.warning("Events cannot be written; policies hold all the same", error=str(error), hint=hint)
 

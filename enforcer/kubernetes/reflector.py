@@ -27,7 +27,7 @@ from enforcer.kubernetes.client import StatusError, request
 from enforcer.kubernetes.decoding import decode
 from enforcer.model.changes import Change, Rejection
 from enforcer.model.objects import Namespace, NetworkPolicy, Node, Object, Pod
-from enforcer.model.sources import Heard
+from enforcer.model.sources import SourceStatus
 
 log = structlog.get_logger()
 
@@ -119,7 +119,7 @@ class _Health:
     """When a resource was last heard of (monotonic seconds), and what is wrong now, if anything."""
 
     heard: float = field(default_factory=time.monotonic)
-    trouble: str = ""
+    last_error: str = ""
 
 
 class _BehindError(Exception):
@@ -214,12 +214,13 @@ class ApiSource:
             self._unread.update(dict.fromkeys(policies))
             self._lock.notify_all()
 
-    def heard(self) -> tuple[Heard, ...]:
+    def status(self) -> tuple[SourceStatus, ...]:
         """How old what was handed on of each kind is, and why no more is heard, if so."""
         now = time.monotonic()
         with self._lock:
             return tuple(
-                Heard(kind.__name__, now - health.heard, health.trouble) for kind, health in self._health.items()
+                SourceStatus(kind.__name__, now - health.heard, health.last_error)
+                for kind, health in self._health.items()
             )
 
     # A resource's thread
@@ -266,8 +267,8 @@ class ApiSource:
     def _heard(self, resource: Resource) -> None:
         with self._lock:
             health = self._health[resource.kind]
-            restored = bool(health.trouble)
-            health.heard, health.trouble = time.monotonic(), ""
+            restored = bool(health.last_error)
+            health.heard, health.last_error = time.monotonic(), ""
         if restored:
             log.info("the API is read again", resource=resource.path)
 
@@ -276,7 +277,7 @@ class ApiSource:
         if isinstance(error, StatusError) and error.code in {401, 403}:
             hint = f"grant this user list and watch of {resource.path}"
         with self._lock:
-            self._health[resource.kind].trouble = str(error)
+            self._health[resource.kind].last_error = str(error)
         log.warning("the API cannot be read; the last state stands", resource=resource.path, error=str(error),
                     again_in=round(wait, 2), hint=hint)  # fmt: skip
 

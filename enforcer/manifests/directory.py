@@ -32,7 +32,7 @@ from enforcer.manifests.precedence import Claims
 from enforcer.manifests.settling import Unsettled
 from enforcer.model.changes import Change, Rejection
 from enforcer.model.objects import NetworkPolicy
-from enforcer.model.sources import Heard
+from enforcer.model.sources import SourceStatus
 
 _ENTRY_GONE = flags.DELETE | flags.MOVED_FROM
 _ENTRY_NEW = flags.CREATE | flags.MOVED_TO
@@ -75,7 +75,7 @@ class DirectorySource:
         self._claims = Claims()
         self._files: dict[str, ManifestFile] = {}
         self._refused: dict[str, list[Rejection]] = {}
-        self._trouble: dict[str, str] = {}
+        self._unreadable: dict[str, str] = {}
         self._unsettled = Unsettled(time.monotonic)
         self._awaiting: deque[tuple[int, float]] = deque()
         self._links: set[str] = set()
@@ -153,7 +153,7 @@ class DirectorySource:
         """What is not enforced as written at present: objects, files (kind ``File``), duplicates."""
         return self._rejections
 
-    def heard(self) -> tuple[Heard, ...]:
+    def status(self) -> tuple[SourceStatus, ...]:
         """Nothing: a directory is read as soon as it changes."""
         return ()
 
@@ -210,7 +210,7 @@ class DirectorySource:
         gone = self._unsettled.expired()
         dirty |= gone
         # While a directory cannot be read, only a look at everything tells what is gone from what is not seen.
-        if whole or (gone and self._trouble):
+        if whole or (gone and self._unreadable):
             self._scan(dirty)
         else:
             for path in sorted(dirty):
@@ -279,7 +279,7 @@ class DirectorySource:
 
     def _scan(self, dirty: frozenset[str] | set[str]) -> None:
         """Watch and list every directory, and load the files that changed, or that are in ``dirty``."""
-        self._trouble = {}
+        self._unreadable = {}
         self._links = set()
         self._dangling = False
         stale = {*self._directories, *self._targets, self._parent}
@@ -291,7 +291,7 @@ class DirectorySource:
             last = self._files.get(path)
             if path not in self._unsettled and (last is None or last.signature != mark or path in dirty):
                 self._load(path)
-        unknown = tuple(self._trouble)
+        unknown = tuple(self._unreadable)
         for path in [path for path in self._files if path not in present and not path.startswith(unknown)]:
             # It may exist all the same: a new link leads to its directory by a path that comes first.
             if not self._unsettled.is_held(path):
@@ -301,7 +301,7 @@ class DirectorySource:
             self._unwatch(watch)
 
     def _walk(self) -> Iterator[tuple[str, bytes]]:
-        """Path and signature of each manifest file; directories that cannot be listed go into ``_trouble``."""
+        """Path and signature of each manifest file; directories that cannot be listed go into ``_unreadable``."""
         seen: set[tuple[int, int]] = set()
         waiting = [""]
         while waiting:
@@ -319,7 +319,7 @@ class DirectorySource:
             except OSError as error:
                 if directory and isinstance(error, (FileNotFoundError, NotADirectoryError)):
                     continue
-                self._trouble[directory] = f"cannot be read: {error.strerror or error}"
+                self._unreadable[directory] = f"cannot be read: {error.strerror or error}"
                 continue
             inner = []
             for entry in listed:
@@ -383,7 +383,7 @@ class DirectorySource:
 
     def _publish(self) -> None:
         """Hand on the differences, after what is rejected is there to be read."""
-        found = [Rejection("File", "", path or ".", f"{path or '.'}: {why}") for path, why in self._trouble.items()]
+        found = [Rejection("File", "", path or ".", f"{path or '.'}: {why}") for path, why in self._unreadable.items()]
         for path in sorted(self._refused):
             found += self._refused[path]
         self._rejections = (*found, *self._claims.duplicates())

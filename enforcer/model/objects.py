@@ -167,7 +167,7 @@ class Attachment:
     """A pod's interface on this node, made by a CNI ADD.
 
     ``pod`` is ``namespace/name`` from ``CNI_ARGS`` (None without Kubernetes arguments), ``uid`` its K8S_POD_UID or "".
-    ``port`` is the host side's interface name, ``mac`` the 6 bytes of the pod side's hardware address.
+    ``host_interface`` is the host side's interface name, ``mac`` the 6 bytes of the pod side's hardware address.
     """
 
     container_id: str
@@ -176,7 +176,7 @@ class Attachment:
     uid: str
     addresses: tuple[Address, ...]
     mac: bytes
-    port: str
+    host_interface: str
 
     @property
     def key(self) -> str:

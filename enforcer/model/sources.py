@@ -14,19 +14,19 @@ class SourceError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class SourceStatus:
     """How old a source's state of one kind is: seconds since it was last heard of.
 
-    ``trouble`` is why it is not heard of now, "" where it is.
+    ``last_error`` is why it is not heard of now, "" where it is.
     """
 
     kind: str
     seconds: float
-    trouble: str = ""
+    last_error: str = ""
 
     def __str__(self) -> str:
-        if self.trouble:
-            return f"{self.kind} not read for {self.seconds:.0f} s: {self.trouble}"
+        if self.last_error:
+            return f"{self.kind} not read for {self.seconds:.0f} s: {self.last_error}"
         return f"{self.kind} heard of {self.seconds:.0f} s ago"
 
 
@@ -51,5 +51,5 @@ class Source(Protocol):
     def rejections(self) -> tuple[Rejection, ...]:
         """What cannot be used, and why."""
 
-    def heard(self) -> tuple[Heard, ...]:
+    def status(self) -> tuple[SourceStatus, ...]:
         """How old what has been handed on is, by kind, where that is not simply now."""

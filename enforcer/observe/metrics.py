@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, PlatformCol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from enforcer.model.sources import Heard
+from enforcer.model.sources import SourceStatus
 from enforcer.reconcile.state import State
 
 _SECONDS = (0.00005, 0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5)
@@ -68,11 +68,11 @@ class KernelCollector(Collector):
         self,
         state: Callable[[], State],
         counters: Callable[[], Mapping[str, tuple[int, int]]],
-        heard: Callable[[], Iterable[Heard]],
+        status: Callable[[], Iterable[SourceStatus]],
     ) -> None:
         self._state = state
         self._counters = counters
-        self._heard = heard
+        self._status = status
 
     def describe(self) -> list[Metric]:
         """Nothing: the kernel is not to be asked before a scrape."""
@@ -92,10 +92,10 @@ class KernelCollector(Collector):
         ):
             yield GaugeMetricFamily(f"drawbridge_{name}", text, value=value)
         age = GaugeMetricFamily(
-            "drawbridge_source_age_seconds", "Time since the API was last heard of a kind.", labels=["kind"]
+            "drawbridge_source_age_seconds", "Time since the API was last status of a kind.", labels=["kind"]
         )
-        for heard in self._heard():
-            age.add_metric([heard.kind], heard.seconds)
+        for status in self._status():
+            age.add_metric([status.kind], status.seconds)
         yield age
         packets = CounterMetricFamily(
             "drawbridge_rule_packets", "Packets counted by a named nftables counter.", labels=["counter"]

@@ -25,7 +25,7 @@ class Housekeeping:
 
     Attributes:
         settings: what was found of them last.
-        amiss: what was found of the runtime's configuration last.
+        problems: what was found of the runtime's configuration last.
         pause: seconds until it is to look again: a node waits for its configuration to become ready.
     """
 
@@ -42,7 +42,7 @@ class Housekeeping:
         self._conf_dir = conf_dir
         self._bin_dir = bin_dir
         self.settings: list[str] = []
-        self.amiss: list[str] = []
+        self.problems: list[str] = []
         self.pause = _PAUSE_SECONDS if conf_dir is None else _FIRST_PAUSE_SECONDS
 
     def look(self) -> None:
@@ -50,12 +50,12 @@ class Housekeeping:
         if (settings := self._ask_settings()) != self.settings:
             self.settings = settings
             log.warning("settings of the node are not as the agent needs them", settings=settings or "right again")
-        if (amiss := self._announce()) != self.amiss:
-            self.amiss = amiss
-            log.warning("what is amiss on the node has changed", amiss=amiss or "nothing any more")
+        if (problems := self._announce()) != self.problems:
+            self.problems = problems
+            log.warning("node problems changed", problems=problems)
 
     def _announce(self) -> list[str]:
-        """Give the runtime its network configuration, if pods can be attached; what is amiss with it."""
+        """Give the runtime its network configuration, if pods can be attached; what is wrong with it."""
         folder = self._conf_dir
         if folder is None or self._unready() is not None:
             return []

@@ -303,7 +303,7 @@ def _whose(attachment: Attachment) -> str:
 
 
 def _port_elements(attachment: Attachment) -> list[tuple[Set, bytes]]:
-    port = attachment.port.encode()
+    port = attachment.host_interface.encode()
     return [
         (nft_set, nft_set.pack(port, attachment.mac, address))
         for address in attachment.addresses

@@ -150,10 +150,10 @@ def test_a_user_who_may_not_read_is_told_which_resource_and_is_never_synced(cont
     stranger = control_plane.kubeconfig_of("stranger", user="stranger")
     with following(connect(stranger)) as (held, source):
         deadline = time.monotonic() + SECONDS
-        while not all(heard.trouble for heard in source.heard()):
+        while not all(kind.last_error for kind in source.status()):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert all("403" in heard.trouble for heard in source.heard())
+        assert all("403" in kind.last_error for kind in source.status())
         assert not held.synced.is_set()
 
 
@@ -164,7 +164,7 @@ def test_a_restart_of_the_server_loses_no_change_and_takes_nothing_back(tmp_path
             assert held.synced.wait(SECONDS)
             plane.stop_server()
             deadline = time.monotonic() + SECONDS
-            while not all(heard.trouble for heard in source.heard()):
+            while not all(kind.last_error for kind in source.status()):
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
             assert held.get(Pod, "default/gone")
@@ -173,7 +173,7 @@ def test_a_restart_of_the_server_loses_no_change_and_takes_nothing_back(tmp_path
             apply(plane, pod("new", "default"))
             held.until(lambda: held.get(Pod, "default/new") and held.get(Pod, "default/gone") is None)
             assert held.get(Pod, "default/kept")
-            wait_until(lambda: not any(heard.trouble for heard in source.heard()), "all is heard", seconds=SECONDS)
+            wait_until(lambda: not any(kind.last_error for kind in source.status()), "all is heard", seconds=SECONDS)
 
 
 def token(plane: ControlPlane, name: str) -> str:
@@ -213,7 +213,7 @@ def test_a_service_account_token_that_is_replaced_on_disk_is_used_from_then_on(
             plane.start_server()
             apply(plane, pod("new", "default"))
             held.until(lambda: held.get(Pod, "default/new"))
-            wait_until(lambda: not any(heard.trouble for heard in source.heard()), "all is heard", seconds=SECONDS)
+            wait_until(lambda: not any(kind.last_error for kind in source.status()), "all is heard", seconds=SECONDS)
 
 
 class Refusing(BaseHTTPRequestHandler):

@@ -272,7 +272,7 @@ def mended(reader: Reader) -> None:
         said = reader.run(Step("", f"drawbridge {node} status --wait 20", ""))
         assert (
             said.startswith("in sync")
-            and "amiss" not in said
+            and "problems" not in said
             and "wrong" not in said
             and "no pod can start" not in said
         ), said

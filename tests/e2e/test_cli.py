@@ -133,7 +133,7 @@ def test_a_reason_with_brackets_is_printed_as_it_is(capsys: pytest.CaptureFixtur
     """The kernel's and the API server's words are not ours to read as markup."""
     said = "Error: syntax error [/x] [red]y"
     of = {"node": "n", "source": "s", "table": "t", "policies": 0, "pods": {"local": 0, "cluster": 0}}
-    lists = {"settings": [said], "heard": [], "amiss": [said], "rejected": []}
+    lists = {"settings": [said], "sources": [], "problems": [said], "rejected": []}
     inspect._print_status({**of, **lists, "synced": False, "failure": said, "unready": said,
                             "stamps": {"failure": said}, "kernel": {"missing": [said]}})  # fmt: skip
     assert capsys.readouterr().out.count(said) == 6

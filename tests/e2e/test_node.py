@@ -99,12 +99,12 @@ def test_the_runtimes_configuration_is_there_only_when_pods_can_start_and_names_
 
 def test_a_configuration_that_comes_to_precede_ours_is_named_until_it_is_gone(node: Lab, folder: Path) -> None:
     other = folder / "05-other.conflist"
-    assert "amiss" not in drawbridge(node, "status")
+    assert "problem on the node" not in drawbridge(node, "status")
     other.write_text("{}")
-    says(node, f"amiss on the node: {other}: the runtime takes it before ours; remove it")
+    says(node, f"problem on the node: {other}: the runtime takes it before ours; remove it")
     assert str(other) in (node.run_dir / "agent.log").read_text()
     other.unlink()
-    says_no_more(node, "amiss")
+    says_no_more(node, "problem on the node")
 
 
 def test_a_configuration_that_cannot_be_written_is_told(node: Lab, folder: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_configuration_that_cannot_be_written_is_told(node: Lab, folder: Path)
     folder.write_text("")
     says(node, "the network configuration cannot be written, no pod starts here")
     folder.unlink()
-    says_no_more(node, "amiss")
+    says_no_more(node, "problem on the node")
 
 
 def test_a_setting_that_another_program_makes_is_put_back_and_named(node: Lab) -> None:
