@@ -25,6 +25,8 @@ PYTEST = $(SUDO) env DRAWBRIDGE_TEST_CACHE=$(DRAWBRIDGE_TEST_CACHE) $(BIN)/pytho
 
 # A flood needs both processors for itself.
 FLOODS := tests/kernel/test_transactions.py
+# These need what tests/tools builds.
+BUILT := tests/api tests/deploy
 
 CFLAGS := -std=c17 -O2 -static -D_GNU_SOURCE -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wformat=2 -Werror \
 	-D_FORTIFY_SOURCE=2 -fstack-protector-strong
@@ -84,9 +86,16 @@ demo: setup ## A shop in namespaces of its own: pods, policies, packets, and why
 	@$(SUDO) $(BIN)/drawbridge demo
 
 .PHONY: test
-test: setup test-packages ## Every test but those on clusters; root, in network namespaces of its own
+test: setup test-packages ## Tests that need nothing built; root, in network namespaces of their own
+	@$(PYTEST) --numprocesses=2 --dist=loadfile --ignore=$(FLOODS) $(foreach path,$(BUILT),--ignore=$(path))
+
+.PHONY: test-api
+test-api: setup test-packages ## Tests on the real API server, and of the chart; root, builds both once
 	@$(BIN)/python -m tests.tools.build kube-apiserver kubectl helm
-	@$(PYTEST) --numprocesses=2 --dist=loadfile --ignore=$(FLOODS)
+	@$(PYTEST) --numprocesses=2 --dist=loadfile $(BUILT)
+
+.PHONY: test-floods
+test-floods: setup test-packages ## What slips through in the instant of a change, under a flood of packets; root
 	@$(PYTEST) $(FLOODS)
 
 .PHONY: e2e

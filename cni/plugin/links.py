@@ -105,9 +105,7 @@ class Link:
         isolated = rtnetlink.link(info, index=index)
         messages = [
             *no_link_local(f"set up port {attachment.host_interface}", index, self.node.mtu),
-            Message(
-                f"isolate port {attachment.host_interface}", Rtm.NEWLINK, Flag(0), rtnetlink.link(info, index=index)
-            ),
+            Message(f"isolate port {attachment.host_interface}", Rtm.NEWLINK, Flag(0), isolated),
             Message("forwarding entry", Rtm.NEWNEIGH, Flag.CREATE | Flag.REPLACE, forwarding),
         ]
         for address in attachment.addresses:
