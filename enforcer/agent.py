@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import structlog
 
 from cni.netlink.rtnetlink import NetlinkError
-from cni.node.bridge import Node, bridged_past_policy
+from cni.node.bridge import Bridge, bridged_past_policy
 from cni.node.routes import NodeRoutes
 from cni.plugin.install import BIN_DIR
 from cni.plugin.operations import EnforcerUnavailable, Operations
 from cni.plugin.server import CniServer
 from cni.plugin.store import Store
 from enforcer.config import Config
-from enforcer.control.answers import Answers
+from enforcer.control.handlers import ControlHandlers
 from enforcer.control.socket import ControlServer
 from enforcer.kernel.netlink import TableWatch
 from enforcer.kernel.nftables import Tables
@@ -134,15 +134,15 @@ class Agent:
         self._source, self._source_name = self._open_source()
         self._reconciler.read_policies_by(self._source.read_again)
         self._store = Store(options.run_dir / "state.db")
-        self._node = Node(bridge_netfilter=config.bridge_netfilter, tunnels=tunnels)
+        self._bridge = Bridge(bridge_netfilter=config.bridge_netfilter, tunnels=tunnels)
         self._operations = Operations(
             store=self._store,
-            node=self._node,
+            bridge=self._bridge,
             enforcer=self._enforcer,
         )
         self._routes = self._node_routes() if self._network else None
         self._housekeeping = Housekeeping(
-            self._node.put_back if self._network else bridged_past_policy,
+            self._bridge.put_back if self._network else bridged_past_policy,
             self._unready,
             conf_dir=options.cni_conf_dir if self._network else None,
             bin_dir=options.cni_bin_dir,
@@ -172,7 +172,7 @@ class Agent:
         if self._events is not None:
             self._events.start()
         cni = CniServer(self._options.run_dir / "cni.sock", self._operations) if self._network else None
-        control = ControlServer(self._options.run_dir, self._answers().by_name())
+        control = ControlServer(self._options.run_dir, self._control_handlers().by_name())
         if cni is not None:
             cni.start()
         control.start()
@@ -230,7 +230,7 @@ class Agent:
     def _node_routes(self) -> NodeRoutes:
         return NodeRoutes(
             own=self._options.node,
-            setup=self._node,
+            bridge=self._bridge,
             routing=self._options.config.routing,
             tunnel=self._options.config.tunnel,
             set_pod_cidrs=self._set_pod_cidrs,
@@ -248,8 +248,8 @@ class Agent:
         """Why no pod can be attached or, where another network attaches them, no policy enforced; None if it can."""
         return self._operations.unready() if self._network else self._enforcer.ready()
 
-    def _answers(self) -> Answers:
-        return Answers(
+    def _control_handlers(self) -> ControlHandlers:
+        return ControlHandlers(
             reconciler=self._reconciler,
             routes_made=self._routes.barrier if self._routes is not None else lambda _: True,
             source=self._source,

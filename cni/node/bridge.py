@@ -41,8 +41,8 @@ _SETTINGS = {
 log = structlog.get_logger()
 
 
-class Node:
-    """Sets the node up for pods.
+class Bridge:
+    """The bridge of a node, and the settings that pods need there.
 
     ``bridge_netfilter`` is ``disable`` or ``leave``. With ``tunnels``, what pods send may have to fit into a tunnel.
 

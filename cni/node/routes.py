@@ -19,8 +19,7 @@ import structlog
 from cni.netlink import rtnetlink
 from cni.netlink.rtnetlink import Flag, Message, Netlink, NetlinkError, Rtm
 from cni.node import topology, vxlan
-from cni.node.bridge import BRIDGE, PORT_PREFIX, ROUTE_PROTOCOL
-from cni.node.bridge import Node as Setup
+from cni.node.bridge import BRIDGE, PORT_PREFIX, ROUTE_PROTOCOL, Bridge
 from cni.node.topology import KernelState, Routing
 from enforcer.model.addresses import Address, Network, family_of, format_address
 from enforcer.model.tunnel import Vxlan
@@ -57,7 +56,7 @@ class NodeRoutes:
 
     Args:
         own: this node's name.
-        setup: the node's bridge and MTU; it is started before ownership is known.
+        bridge: the node's bridge and MTU; it is started before ownership is known.
         routing: ``auto`` takes the direct way where there is one, ``direct`` no other, ``vxlan`` the tunnel always.
         tunnel: the parameters of the tunnel.
         set_pod_cidrs: is called on the thread with this node's own pod networks when they are others.
@@ -68,13 +67,13 @@ class NodeRoutes:
         self,
         *,
         own: str,
-        setup: Setup,
+        bridge: Bridge,
         routing: Routing,
         tunnel: Vxlan,
         set_pod_cidrs: Callable[[tuple[Network, ...]], None],
         report: Callable[[Machine], None],
     ) -> None:
-        self._own, self._setup, self._routing, self._tunnel = own, setup, routing, tunnel
+        self._own, self._bridge, self._routing, self._tunnel = own, bridge, routing, tunnel
         self._set_pod_cidrs, self._report = set_pod_cidrs, report
         self._events = rtnetlink.Events()
         self._thread = threading.Thread(target=self._run, name="routes", daemon=True)
@@ -178,7 +177,7 @@ class NodeRoutes:
         self._refused = wanted.refused
         # Before anything is changed: what comes of it may be heard at once.
         self._networks = frozenset(network for networks in ownership.networks.values() for network in networks)
-        indexes, failures = vxlan.sync(nl, wanted.tunnels, vxlan=self._tunnel, uplink_mtu=self._setup.uplink_mtu)
+        indexes, failures = vxlan.sync(nl, wanted.tunnels, vxlan=self._tunnel, uplink_mtu=self._bridge.uplink_mtu)
         self._links = frozenset(indexes.values())
         ways: Ways = {**wanted.direct, **dict.fromkeys(wanted.unreachable)}
         for family, tunnel in wanted.tunnels.items():
@@ -188,7 +187,7 @@ class NodeRoutes:
 
     def _ours(self, found: Ways) -> Ways:
         """Without what the bridge's set-up made unreachable; all of that, while it is not known what it is."""
-        own = self._setup.networks
+        own = self._bridge.networks
         return {network: way for network, way in found.items() if way is not None or (own and network not in own)}
 
     def _links_to(self, nl: Netlink, ownership: Ownership) -> dict[Address, int]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from cni import netns
 from cni.netlink import rtnetlink
 from cni.netlink.rtnetlink import Flag, Message, Netlink, NetlinkError, Rtm
-from cni.node.bridge import BRIDGE_MAC, PORT_PREFIX, ROUTE_PROTOCOL, Node, no_link_local
+from cni.node.bridge import BRIDGE_MAC, PORT_PREFIX, ROUTE_PROTOCOL, Bridge, no_link_local
 from enforcer.model.addresses import Address, Family, family_of, format_address
 from enforcer.model.objects import Attachment
 
@@ -38,7 +38,7 @@ def default_mac(container_id: str, ifname: str) -> bytes:
 class Link:
     """Where a link is made: the pod's namespace and the thread's own, as descriptors."""
 
-    node: Node
+    bridge: Bridge
     pod_netns: int
     own_netns: int
 
@@ -58,7 +58,7 @@ class Link:
             netns.write_sysctl(f"net/ipv6/conf/{attachment.ifname}/accept_ra", "0")
             with Netlink() as nl:
                 nl.run(
-                    *no_link_local("set up the pod's side", index, self.node.mtu),
+                    *no_link_local("set up the pod's side", index, self.bridge.mtu),
                     *_pod_side(attachment, gateways, index),
                 )
 
@@ -81,14 +81,14 @@ class Link:
         peer = rtnetlink.link(
             rtnetlink.text(rtnetlink.Ifla.IFNAME, attachment.ifname),
             rtnetlink.attribute(rtnetlink.Ifla.ADDRESS, attachment.mac),
-            rtnetlink.u32(rtnetlink.Ifla.MTU, self.node.mtu),
+            rtnetlink.u32(rtnetlink.Ifla.MTU, self.bridge.mtu),
             rtnetlink.u32(rtnetlink.Ifla.NET_NS_FD, self.pod_netns),
         )
         pair = rtnetlink.nested(rtnetlink.Info.DATA, rtnetlink.attribute(rtnetlink.VETH_INFO_PEER, peer))
         return rtnetlink.link(
             rtnetlink.text(rtnetlink.Ifla.IFNAME, attachment.host_interface),
-            rtnetlink.u32(rtnetlink.Ifla.MTU, self.node.mtu),
-            rtnetlink.u32(rtnetlink.Ifla.MASTER, self.node.bridge_index),
+            rtnetlink.u32(rtnetlink.Ifla.MTU, self.bridge.mtu),
+            rtnetlink.u32(rtnetlink.Ifla.MASTER, self.bridge.bridge_index),
             rtnetlink.nested(rtnetlink.Ifla.LINKINFO, rtnetlink.text(rtnetlink.Info.KIND, "veth"), pair),
         )
 
@@ -101,10 +101,10 @@ class Link:
         )
         info = rtnetlink.nested(rtnetlink.Ifla.LINKINFO, rtnetlink.text(rtnetlink.Info.SLAVE_KIND, "bridge"), settings)
         forwarding = rtnetlink.forwarding_entry(attachment.mac, index=index)
-        bridge = self.node.bridge_index
+        bridge = self.bridge.bridge_index
         isolated = rtnetlink.link(info, index=index)
         messages = [
-            *no_link_local(f"set up port {attachment.host_interface}", index, self.node.mtu),
+            *no_link_local(f"set up port {attachment.host_interface}", index, self.bridge.mtu),
             Message(f"isolate port {attachment.host_interface}", Rtm.NEWLINK, Flag(0), isolated),
             Message("forwarding entry", Rtm.NEWNEIGH, Flag.CREATE | Flag.REPLACE, forwarding),
         ]

@@ -15,7 +15,7 @@ import structlog
 
 from cni import netns
 from cni.netlink.rtnetlink import NetlinkError
-from cni.node.bridge import BRIDGE, BRIDGE_MAC, Node, gateways
+from cni.node.bridge import BRIDGE, BRIDGE_MAC, Bridge, gateways
 from cni.plugin import delegation, links
 from cni.plugin.protocol import (
     CHECK_FAILURE,
@@ -57,9 +57,9 @@ class Enforcer(Protocol):
 class Operations:
     """The CNI operations over the store, the node's links and the enforcer. Thread-safe."""
 
-    def __init__(self, *, store: Store, node: Node, enforcer: Enforcer) -> None:
+    def __init__(self, *, store: Store, bridge: Bridge, enforcer: Enforcer) -> None:
         self._store = store
-        self._node = node
+        self._bridge = bridge
         self._enforcer = enforcer
         self._own_netns = netns.open_own()
         self._networks: tuple[Network, ...] = ()
@@ -75,7 +75,7 @@ class Operations:
             The attachments that stand: their links are there and their ADD was answered.
         """
         self._networks = tuple(networks)
-        self._node.start(self._networks)
+        self._bridge.start(self._networks)
         for record in self._store.records():
             if not record.ready or not links.exists(record.attachment.host_interface):
                 log.info("attachment rolled back", attachment=record.attachment.key, pod=record.attachment.pod)
@@ -96,7 +96,7 @@ class Operations:
         """
         self._networks = ()
         self._unusable = f"the node's pod CIDRs {', '.join(map(str, networks))} cannot be used; see the agent's log"
-        self._node.set_networks(networks)
+        self._bridge.set_networks(networks)
         self._networks, self._unusable = tuple(networks), ""
 
     def gateways(self) -> tuple[Address, ...]:
@@ -153,7 +153,7 @@ class Operations:
         record, lease = self._reserve(request)
         attachment = record.attachment
         try:
-            links.Link(self._node, pod_netns, self._own_netns).make(attachment, lease.gateways)
+            links.Link(self._bridge, pod_netns, self._own_netns).make(attachment, lease.gateways)
             self._enforcer.attach(attachment)
             links.up(attachment)
             self._store.confirm(attachment)
@@ -169,7 +169,7 @@ class Operations:
             ifname=attachment.ifname,
             mac=attachment.mac,
             netns_path=request.netns_path,
-            mtu=self._node.mtu,
+            mtu=self._bridge.mtu,
             addresses=attachment.addresses,
             gateways=lease.gateways,
             dns=lease.dns,
@@ -226,7 +226,7 @@ class Operations:
             raise CniError(
                 CHECK_FAILURE, f"port {attachment.host_interface} of {attachment.key} is not isolated", "delete the pod"
             )
-        missing = links.Link(self._node, self._pod_netns(request), self._own_netns).missing(
+        missing = links.Link(self._bridge, self._pod_netns(request), self._own_netns).missing(
             attachment, request.previous_gateways
         )
         if missing:
@@ -245,7 +245,7 @@ class Operations:
     def _undo(self, record: Record) -> None:
         """Link, policy, delegated address, allocation: each may be gone already."""
         try:
-            links.remove(record.attachment, bridge_index=self._node.bridge_index)
+            links.remove(record.attachment, bridge_index=self._bridge.bridge_index)
             self._enforcer.detach(record.attachment.key)
         except Exception as error:
             raise _failure(error, "DEL") from error

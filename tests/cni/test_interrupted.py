@@ -14,7 +14,7 @@ import pytest
 
 from cni import netns
 from cni.netlink import rtnetlink
-from cni.node.bridge import Node
+from cni.node.bridge import Bridge
 from cni.plugin.operations import Operations
 from cni.plugin.protocol import CniError, request
 from cni.plugin.store import Store
@@ -67,7 +67,7 @@ class Place:
     def agent(self) -> tuple[Operations, Enforcer, Store]:
         """Start: on the node's namespace, with what an agent before has left."""
         enforcer, store = Enforcer(), Store(self.path)
-        operations = Operations(store=store, node=Node(), enforcer=enforcer)
+        operations = Operations(store=store, bridge=Bridge(), enforcer=enforcer)
         enforcer.held = {attachment.key for attachment in operations.start(NETWORKS)}
         return operations, enforcer, store
 

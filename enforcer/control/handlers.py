@@ -20,8 +20,8 @@ from enforcer.translate import names
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Answers:
-    """Answers of one agent; each is JSON, and asked from threads of the control door.
+class ControlHandlers:
+    """The answers of one agent; each is JSON, and is asked for from threads of the control door.
 
     Attributes:
         reconciler: the loop, between whose transactions it is asked.
