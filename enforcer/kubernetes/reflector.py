@@ -39,6 +39,8 @@ _WATCH_SECONDS = (240, 480)
 _SILENCE_SECONDS = 90.0
 _LIST_SECONDS = 60.0
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.25, 30.0
+# Whoever adds and removes a policy of a full namespace makes every node read others again.
+_READ_AGAIN_PAUSE_SECONDS = 0.25
 _SHORT_WATCH_SECONDS = 1.0
 _GONE = 410
 
@@ -209,7 +211,7 @@ class ApiSource:
             return tuple(self._refused.values())
 
     def read_again(self, policies: Collection[str]) -> None:
-        """Read these policies one by one; one that cannot be read is tried again."""
+        """Read these policies one by one, four a second; one that cannot be read is tried again."""
         with self._lock:
             self._unread.update(dict.fromkeys(policies))
             self._lock.notify_all()
@@ -382,6 +384,7 @@ class ApiSource:
                 self._stopped.wait(wait)
             else:
                 pause = _FIRST_PAUSE_SECONDS
+                self._stopped.wait(_READ_AGAIN_PAUSE_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
     def _read_policy(self, key: str) -> None:
         """Hand on a policy once more, if it is still what was handed on; a newer one comes by the watch."""
