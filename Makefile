@@ -18,6 +18,7 @@ TEST_PACKAGES := containernetworking-plugins containerd runc busybox-static etcd
 E2E_PACKAGES := bash-static curl iptables netcat-openbsd procps
 BENCH_PACKAGES := iperf3
 IMAGE_PACKAGES := buildah mmdebstrap
+LINT_PACKAGES := shellcheck git
 
 # Under sudo the home is another; what is built once is built for both.
 export DRAWBRIDGE_TEST_CACHE := $(or $(DRAWBRIDGE_TEST_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/drawbridge-tests)
@@ -45,7 +46,7 @@ define install-missing
 	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing </dev/null >/dev/null; fi
 endef
 
-.PHONY: packages test-packages e2e-packages bench-packages image-packages
+.PHONY: packages test-packages e2e-packages bench-packages image-packages lint-packages
 packages:
 	$(call install-missing,$(RUN_PACKAGES))
 
@@ -60,6 +61,9 @@ bench-packages:
 
 image-packages:
 	$(call install-missing,$(IMAGE_PACKAGES))
+
+lint-packages:
+	$(call install-missing,$(LINT_PACKAGES))
 
 $(VENV)/.installed: pyproject.toml constraints.txt | packages
 	@echo "making the virtual environment $(VENV)"
@@ -110,11 +114,13 @@ conformance: setup e2e-packages image ## Kubernetes' own tests of pod networks a
 	@$(SUDO) env DRAWBRIDGE_TEST_CACHE=$(DRAWBRIDGE_TEST_CACHE) $(BIN)/python -m tests.conformance
 
 .PHONY: lint
-lint: setup ## ruff, mypy strict, import contracts; and that every test can be imported
+lint: setup lint-packages ## ruff, mypy strict, import contracts, spelling, shellcheck; that every test can be imported
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/codespell --dictionary=- --dictionary=docs/words.txt README.md CHANGELOG.md CONTRIBUTING.md Makefile docs enforcer cni tests deploy .ci
+	@shellcheck .ci/run $(shell git ls-files '*.sh')
 	@said=$$($(BIN)/python -m pytest --collect-only --quiet --quiet tests tests/cluster) || { echo "$$said"; exit 1; }
 
 .PHONY: campaign
