@@ -51,20 +51,21 @@ def read(paths: Sequence[Path], *, node: str | None = None) -> Manifests:
         rejections += file.rejections()
     ruleset = Ruleset()
     translator = Translator(ruleset, epoch=_SHOWN_EPOCH)
-    index = PolicyIndex(translator)
-    endpoints = Endpoints(node or "", index.set_endpoint)
+    index = PolicyIndex()
+    endpoints = Endpoints(node or "")
     policies = 0
     for change in claims.take():
         match change.object:
             case Pod() as pod:
-                endpoints.set_pod(change.key, pod if node else dataclasses.replace(pod, node=None))
+                placed = pod if node else dataclasses.replace(pod, node=None)
+                for key, endpoint in endpoints.set_pod(change.key, placed).items():
+                    index.set_endpoint(key, endpoint)
             case NetworkPolicy() as policy:
                 policies += 1
                 index.set_policy(change.key, policy)
             case Namespace() as namespace:
                 index.set_namespace(change.key, namespace.labels)
-    index.dispatch()
-    translator.complete()
+    translator.apply(index.take())
     return Manifests(index.cluster, ruleset, policies, (*rejections, *claims.duplicates()))
 
 

@@ -1,9 +1,8 @@
-"""The incremental twin of ``resolve``: told what changed, it says what must change in the kernel.
+"""The incremental twin of ``resolve``: objects go in, and what their meaning differs by comes out.
 
-Three invariants keep it right. The outcome depends on the present state only. Each contribution is taken back by
-computing it again from the value that made it, so every addition has one symmetric removal. The listener hears of a set
-or a group before anything refers to it. Which group an address is in is worked out once for all that happened since the
-last ``dispatch``, however many policies changed.
+Two invariants keep it right. The outcome depends on the present state only. Each contribution is taken back by
+computing it again from the value that made it, so every addition has one symmetric removal. Which group an address is
+in is worked out once for all that happened since the last ``take``, however many policies changed.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from enforcer.model.addresses import Address
 from enforcer.model.objects import Direction, NetworkPolicy
 from enforcer.model.selectors import Labels
+from enforcer.policy.delta import PolicyDelta
 from enforcer.policy.endpoints import Endpoint, Standing
 from enforcer.policy.isolation import NAMED_POLICIES, Group, group_of, group_of_address, selects
 from enforcer.policy.resolve import Cluster
@@ -23,39 +22,6 @@ from enforcer.policy.selector_index import SelectorIndex
 from enforcer.policy.sets import Element, NamedPort, PodSelection, PodSet, sets_of
 
 Contributions = Mapping[PodSet, tuple[Element, ...]]
-
-
-class Listener(Protocol):
-    """What hears of each difference; ``translate`` is the one that matters."""
-
-    def set_added(self, pod_set: PodSet) -> None:
-        """A set is used from now on; it is empty."""
-
-    def set_removed(self, pod_set: PodSet) -> None:
-        """A set is used no more; it goes with what it holds."""
-
-    def element_changed(self, pod_set: PodSet, element: Element, keys: tuple[str, ...]) -> None:
-        """An element of a set is of these endpoints now; of none: it is not in the set any more."""
-
-    def policy_changed(self, policy: NetworkPolicy) -> None:
-        """A policy is in force, or is in force with other rules."""
-
-    def policy_removed(self, key: str) -> None:
-        """A policy is not in force any more."""
-
-    def group_added(self, group: Group) -> None:
-        """The first address is about to join a group."""
-
-    def group_removed(self, group: Group) -> None:
-        """The last address has left a group."""
-
-    def dispatch_changed(
-        self, direction: Direction, address: Address, group: Group | None, keys: tuple[str, ...]
-    ) -> None:
-        """A local address, claimed by the endpoints ``keys``, is in this group now (None: isolated no more)."""
-
-    def local_changed(self, address: Address, keys: tuple[str, ...]) -> None:
-        """The endpoints that claim a local address are these now."""
 
 
 @dataclass(slots=True)
@@ -104,8 +70,8 @@ class PolicyIndex:
     ``set_*`` take the new value or None; a value equal to the present one changes nothing.
     """
 
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
+    def __init__(self) -> None:
+        self._delta = PolicyDelta()
         self._namespaces: dict[str, Labels] = {}
         self._endpoints: dict[str, Endpoint] = {}
         self._by_namespace: dict[str, dict[str, Endpoint]] = {}
@@ -198,11 +164,13 @@ class PolicyIndex:
         for endpoint_key in was_selected | now_selected:
             self._touched.update(dict.fromkeys(self._endpoints[endpoint_key].addresses))
 
-    def dispatch(self) -> None:
-        """Work out the group of each local address of which something has changed."""
+    def take(self) -> PolicyDelta:
+        """What is different since the last call."""
         touched, self._touched = self._touched, {}
         for address in touched:
             self._redispatch(address)
+        delta, self._delta = self._delta, PolicyDelta()
+        return delta
 
     # Sets
 
@@ -227,7 +195,7 @@ class PolicyIndex:
                 owners[element] = present
             else:
                 del owners[element]
-            self._listener.element_changed(pod_set, element, present)
+            self._delta.elements.setdefault(pod_set, {})[element] = present
 
     def _use_set(self, pod_set: PodSet) -> None:
         members = self._sets.get(pod_set)
@@ -238,7 +206,7 @@ class PolicyIndex:
             else:
                 for name in pod_set.names:
                     self._named_ports.setdefault(name, {})[pod_set] = None
-            self._listener.set_added(pod_set)
+            self._delta.add_set(pod_set)
             for endpoint in self._possible_members(pod_set):
                 labels = self._namespaces.get(endpoint.namespace)
                 self._own(pod_set, pod_set.elements(endpoint, labels), endpoint.key, owned=True)
@@ -265,7 +233,7 @@ class PolicyIndex:
                 if not self._named_ports[name]:
                     del self._named_ports[name]
         del self._sets[pod_set]
-        self._listener.set_removed(pod_set)
+        self._delta.remove_set(pod_set)
 
     # Policies in force: those that select a local endpoint and are not rejected
 
@@ -277,10 +245,10 @@ class PolicyIndex:
             for pod_set in sets_of(new):
                 self._use_set(pod_set)
             if new != was:
-                self._listener.policy_changed(new)
+                self._delta.policies[new.key] = new
         if was is not None:
             if new is None:
-                self._listener.policy_removed(was.key)
+                self._delta.policies[was.key] = None
             for pod_set in sets_of(was):
                 self._release_set(pod_set)
 
@@ -333,7 +301,7 @@ class PolicyIndex:
             del claims[key]
             if not claims:
                 del self._claims[address]
-        self._listener.local_changed(address, self._claimants(address))
+        self._delta.local[address] = self._claimants(address)
 
     def _policies_selecting(self, endpoint: Endpoint) -> set[str]:
         if endpoint.standing is not Standing.POD:
@@ -366,14 +334,14 @@ class PolicyIndex:
             if group is not None:
                 if group not in self._group_sizes:
                     self._group_sizes[group] = 0
-                    self._listener.group_added(group)
+                    self._delta.add_group(group)
                 self._group_sizes[group] += 1
                 self._dispatch[direction, address] = group, claimants
             else:
                 del self._dispatch[direction, address]
-            self._listener.dispatch_changed(direction, address, group, claimants)
+            self._delta.dispatch[direction, address] = group, claimants
             if before is not None:
                 self._group_sizes[before] -= 1
                 if self._group_sizes[before] == 0:
                     del self._group_sizes[before]
-                    self._listener.group_removed(before)
+                    self._delta.remove_group(before)

@@ -15,7 +15,7 @@ from enforcer.policy.budget import Budget
 from enforcer.policy.endpoints import Standing
 from enforcer.policy.index import PolicyIndex
 from enforcer.policy.resolve import Cluster
-from enforcer.reconcile.endpoints import Endpoints
+from enforcer.reconcile.endpoints import Changes, Endpoints
 from enforcer.reconcile.settings import Settings
 from enforcer.ruleset.ruleset import Ruleset
 from enforcer.translate.translator import Translator
@@ -53,9 +53,9 @@ class Desired:
         self._node = settings.node
         self.ruleset = Ruleset()
         self.translator = Translator(self.ruleset, settings.base)
-        self._index = PolicyIndex(self.translator)
+        self._index = PolicyIndex()
         unknown = Standing.GUEST if settings.unknown_pods_allowed else Standing.UNKNOWN
-        self._endpoints = Endpoints(settings.node, self._index.set_endpoint, unknown=unknown)
+        self._endpoints = Endpoints(settings.node, unknown=unknown)
         self._budget = Budget(settings.limits)
         self._rejected: dict[str, Rejection] = {}
         self._own_networks: tuple[Network, ...] = ()
@@ -117,19 +117,19 @@ class Desired:
     def attach(self, attachment: Attachment) -> None:
         """Put an attachment."""
         self.detach(attachment.key)
-        self._endpoints.attach(attachment)
+        self._set_endpoints(self._endpoints.attach(attachment))
         self.translator.attached(attachment)
 
     def detach(self, key: str) -> None:
         """Remove an attachment, if it is there."""
-        attachment = self._endpoints.detach(key)
+        attachment = self._endpoints.attachment(key)
         if attachment is not None:
+            self._set_endpoints(self._endpoints.detach(key))
             self.translator.detached(attachment)
 
     def complete(self) -> None:
         """Bring the ruleset up to all that was put in."""
-        self._index.dispatch()
-        self.translator.complete()
+        self.translator.apply(self._index.take())
 
     def reject(self, policies: Collection[str], reason: str) -> None:
         """Close what policies select, although they are valid."""
@@ -143,7 +143,7 @@ class Desired:
 
     def _apply_object(self, kind: type[Object], key: str, value: Object | None) -> None:
         if kind is Pod:
-            self._endpoints.set_pod(key, _as(Pod, value))
+            self._set_endpoints(self._endpoints.set_pod(key, _as(Pod, value)))
         elif kind is NetworkPolicy:
             for other, judged in self._budget.put(key, _as(NetworkPolicy, value)):
                 self.changed_policies.add(other)
@@ -152,6 +152,10 @@ class Desired:
         else:
             namespace = _as(Namespace, value)
             self._index.set_namespace(key, namespace.labels if namespace else None)
+
+    def _set_endpoints(self, changes: Changes) -> None:
+        for key, endpoint in changes.items():
+            self._index.set_endpoint(key, endpoint)
 
     def _apply_nodes(self, nodes: Mapping[str, Node | None]) -> Ownership | None:
         # This node's own that is gone leaves its pods behind: it counts as it was last known.

@@ -7,8 +7,6 @@ still claims.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from enforcer.model.addresses import Address
 from enforcer.model.objects import Attachment, Pod
 from enforcer.policy.endpoints import Endpoint, Standing
@@ -17,14 +15,15 @@ UNKNOWN_SUFFIX = " (unknown)"
 """Marks the endpoint of a pod whose object is not known, or is of an earlier pod of that name."""
 
 
-class Endpoints:
-    """Tells ``emit`` of each endpoint that may have changed: its key, and its value or None."""
+Changes = dict[str, Endpoint | None]
+"""The endpoints that may have changed, by key; None: there is no such endpoint."""
 
-    def __init__(
-        self, node: str, emit: Callable[[str, Endpoint | None], None], *, unknown: Standing = Standing.UNKNOWN
-    ) -> None:
+
+class Endpoints:
+    """The endpoints of all pods and attachments."""
+
+    def __init__(self, node: str, *, unknown: Standing = Standing.UNKNOWN) -> None:
         self._node = node
-        self._emit = emit
         self._unknown = unknown
         self._pods: dict[str, Pod] = {}
         self._attachments: dict[str, Attachment] = {}
@@ -51,11 +50,11 @@ class Endpoints:
         pod = self._pods.get(attachment.pod or "")
         return pod is not None and _applies(pod, attachment)
 
-    def set_pod(self, key: str, pod: Pod | None) -> None:
+    def set_pod(self, key: str, pod: Pod | None) -> Changes:
         """Put or remove (None) a pod's object."""
         before = self._pods.get(key)
         if pod == before:
-            return
+            return {}
         for address in dict.fromkeys(before.addresses) if before else ():
             left = tuple(claim for claim in self._claims[address] if claim != key)
             if left:
@@ -68,22 +67,24 @@ class Endpoints:
             self._pods[key] = pod
             for address in dict.fromkeys(pod.addresses):
                 self._claims[address] = (*self._claims.get(address, ()), key)
-        self._refresh(key)
+        return self._pod_endpoints(key)
 
-    def attach(self, attachment: Attachment) -> None:
-        """Put an attachment."""
+    def attach(self, attachment: Attachment) -> Changes:
+        """Put an attachment that is not there."""
         self._attachments[attachment.key] = attachment
         if attachment.pod is not None:
             self._of_pod.setdefault(attachment.pod, {})[attachment.key] = attachment
         for address in attachment.addresses:
             self._attached[address] = attachment.key
-        self._refresh_around(attachment)
+        return self._endpoints_around(attachment)
 
-    def detach(self, key: str) -> Attachment | None:
-        """Remove an attachment, if it is there, and return it."""
-        attachment = self._attachments.pop(key, None)
-        if attachment is None:
-            return None
+    def attachment(self, key: str) -> Attachment | None:
+        """The attachment of a key, if it is there."""
+        return self._attachments.get(key)
+
+    def detach(self, key: str) -> Changes:
+        """Remove an attachment that is there."""
+        attachment = self._attachments.pop(key)
         if attachment.pod is not None:
             of_pod = self._of_pod[attachment.pod]
             del of_pod[key]
@@ -92,26 +93,30 @@ class Endpoints:
         for address in attachment.addresses:
             if self._attached.get(address) == key:
                 del self._attached[address]
-        self._refresh_around(attachment)
-        return attachment
+        return self._endpoints_around(attachment)
 
-    def _refresh_around(self, attachment: Attachment) -> None:
+    def _endpoints_around(self, attachment: Attachment) -> Changes:
+        """The endpoints that an attachment is of, or whose addresses it has."""
         if attachment.pod is not None:
-            self._refresh(attachment.pod)
+            changes = self._pod_endpoints(attachment.pod)
         else:
             present = attachment.key in self._attachments
-            self._emit(attachment.key, self._guest(attachment) if present else None)
+            changes = {attachment.key: self._guest(attachment) if present else None}
         for claimant in {c for address in attachment.addresses for c in self._claims.get(address, ())}:
             if claimant != attachment.pod:
-                self._refresh(claimant)
+                changes |= self._pod_endpoints(claimant)
+        return changes
 
-    def _refresh(self, key: str) -> None:
+    def _pod_endpoints(self, key: str) -> Changes:
+        """A pod's endpoint, and that of attachments which may not be its own."""
         pod = self._pods.get(key)
         attachments = list(self._of_pod.get(key, {}).values())
         trusted = [a for a in attachments if pod is not None and _applies(pod, a)]
         doubtful = [a for a in attachments if a not in trusted]
-        self._emit(key, self._known(pod, trusted) if pod is not None else None)
-        self._emit(key + UNKNOWN_SUFFIX, self._doubtful(key, doubtful) if doubtful else None)
+        return {
+            key: self._known(pod, trusted) if pod is not None else None,
+            key + UNKNOWN_SUFFIX: self._doubtful(key, doubtful) if doubtful else None,
+        }
 
     def _known(self, pod: Pod, attachments: list[Attachment]) -> Endpoint | None:
         if pod.completed or pod.host_network:

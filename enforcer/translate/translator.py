@@ -1,7 +1,7 @@
 """Differences of policy in, differences of the ruleset out; and the same from scratch.
 
-``Translator`` hears the ``PolicyIndex`` and words each difference; ``complete`` then says what isolation groups have
-become. ``translate`` gives a new translator everything that is resolved: the specification of the incremental path.
+``Translator`` takes what the ``PolicyIndex`` says is different. ``translate`` gives a new translator everything that is
+resolved: the specification of the incremental path.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import lru_cache
 from enforcer.model.addresses import Address, Family, Network, family_of
 from enforcer.model.objects import Attachment, Direction, NetworkPolicy
 from enforcer.nodes.ownership import Ownership
+from enforcer.policy.delta import PolicyDelta
 from enforcer.policy.isolation import Group
 from enforcer.policy.resolve import Resolved
 from enforcer.policy.sets import Element as Member
@@ -36,9 +37,9 @@ class _Members:
 
 
 class Translator:
-    """Keeps a ruleset equal to what it has heard; a ``policy.index.Listener``.
+    """Keeps a ruleset equal to what policies mean.
 
-    It shows what follows the epoch as of ``epoch``; in the kernel that is another.
+    The ruleset shows what follows the epoch as of ``epoch``; in the kernel that is another.
     """
 
     def __init__(self, ruleset: Ruleset, settings: base.BaseSettings = _DEFAULT, *, epoch: int | None = None) -> None:
@@ -108,33 +109,62 @@ class Translator:
                 self._ruleset.put_element(nft_set.table, nft_set.name, address, element)
         self._nodes = wanted
 
+    def apply(self, delta: PolicyDelta) -> None:
+        """Write what is different."""
+        for pod_set in delta.old_sets:
+            self._remove_set(pod_set)
+        for pod_set in delta.new_sets:
+            self._add_set(pod_set)
+        for pod_set, elements in delta.elements.items():
+            for element, keys in elements.items():
+                self._put_member(pod_set, element, keys)
+        for key, policy in delta.policies.items():
+            self._put_policy(key, policy)
+        for group in delta.new_groups:
+            self._add_group(group)
+        for (direction, address), (present, keys) in delta.dispatch.items():
+            self._put_dispatch(direction, address, present, keys)
+        for group in delta.old_groups:
+            self._remove_group(group)
+        for address, keys in delta.local.items():
+            self._put_local(address, keys)
+        self._complete()
+
     # Sets of pods
 
-    def set_added(self, pod_set: PodSet) -> None:
+    def _add_set(self, pod_set: PodSet) -> None:
         """Add the set of each family."""
         self._sets[pod_set] = {family: names.pod_set(pod_set, family) for family in Family}
         for nft_set in self._sets[pod_set].values():
             self._ruleset.put_set(nft_set)
 
-    def set_removed(self, pod_set: PodSet) -> None:
+    def _remove_set(self, pod_set: PodSet) -> None:
         """Remove the set of each family."""
         for nft_set in self._sets.pop(pod_set).values():
             self._ruleset.remove_set(nft_set.table, nft_set.name)
 
-    def element_changed(self, pod_set: PodSet, element: Member, keys: tuple[str, ...]) -> None:
+    def _put_member(self, pod_set: PodSet, element: Member, keys: tuple[str, ...]) -> None:
         """Put a member into the set of its family with the names of its pods, or (no keys) take it out."""
         nft_set = self._sets[pod_set][names.element_family(element)]
         key = names.set_element(nft_set, element)
         if keys:
             self._ruleset.put_element(nft_set.table, nft_set.name, key, _owned_by(keys))
         else:
+            self._remove_if_there(nft_set, key)
+
+    def _remove_if_there(self, nft_set: Set, key: bytes) -> None:
+        """Remove an element; what came and went since the last delta was never there."""
+        if key in self._ruleset.elements(nft_set):
             self._ruleset.remove_element(nft_set.table, nft_set.name, key)
 
     # Policies
 
-    def policy_changed(self, policy: NetworkPolicy) -> None:
-        """Put a policy's chains, its counters, and the sets that no pod is in."""
-        before = self._policies.get(policy.key, {})
+    def _put_policy(self, key: str, policy: NetworkPolicy | None) -> None:
+        """Put or remove (None) a policy's chains, its counters, and the sets that no pod is in."""
+        before = self._policies.pop(key, {})
+        if policy is None:
+            self._withdraw(before, {})
+            return
         untracked = not self.settings.pod_to_own_node
         now = {direction: rules.policy_chains(policy, direction, untracked=untracked) for direction in policy.rules}
         for direction, written in now.items():
@@ -144,13 +174,9 @@ class Translator:
                 self._use_set(nft_set, elements)
             for chain in written.chains:
                 self._ruleset.put_chain(chain)
-        self._policies[policy.key] = now
+        self._policies[key] = now
         self._withdraw(before, now)
-        self._stale.update(self._groups_of.get(policy.key, {}))
-
-    def policy_removed(self, key: str) -> None:
-        """Remove a policy's chains and counters, and the sets that no other policy uses."""
-        self._withdraw(self._policies.pop(key), {})
+        self._stale.update(self._groups_of.get(key, {}))
 
     def _withdraw(
         self, before: Mapping[Direction, rules.PolicyChains], now: Mapping[Direction, rules.PolicyChains]
@@ -186,7 +212,7 @@ class Translator:
         """The isolation groups by the names of the counters of what they are denied."""
         return {names.denied_counter(group): group for group in self._groups}
 
-    def group_added(self, group: Group) -> None:
+    def _add_group(self, group: Group) -> None:
         """Add a group, and the counter of what it is denied."""
         self._groups[group] = _Members()
         self._ruleset.put_counter(rules.group_counter(group))
@@ -194,7 +220,7 @@ class Translator:
             self._groups_of.setdefault(key, {})[group] = None
         self._stale[group] = None
 
-    def group_removed(self, group: Group) -> None:
+    def _remove_group(self, group: Group) -> None:
         """Remove a group that no address is in, with its chain."""
         members = self._groups.pop(group)
         self._stale.pop(group, None)
@@ -206,9 +232,7 @@ class Translator:
         self._ruleset.remove_counter(counter.table, counter.name)
         self._release_chains(members.chains)
 
-    def dispatch_changed(
-        self, direction: Direction, address: Address, group: Group | None, keys: tuple[str, ...]
-    ) -> None:
+    def _put_dispatch(self, direction: Direction, address: Address, group: Group | None, keys: tuple[str, ...]) -> None:
         """Send a local address to the chain of its group, or (None) past all."""
         before = self._group_at.pop((direction, address), None)
         if before is not None:
@@ -218,7 +242,7 @@ class Translator:
             self._groups[group].addresses[address] = keys
         self._moved[direction, address] = group
 
-    def complete(self) -> None:
+    def _complete(self) -> None:
         """Write the chains of the groups that have changed, and where addresses are sent."""
         for group in self._stale:
             self._write_group(group)
@@ -262,7 +286,7 @@ class Translator:
         self._ruleset.put_element(nft_set.table, nft_set.name, address, Element(owned.comment, chain))
         self._ruleset.put_element(isolated.table, isolated.name, address, owned)
 
-    def local_changed(self, address: Address, keys: tuple[str, ...]) -> None:
+    def _put_local(self, address: Address, keys: tuple[str, ...]) -> None:
         """Say whose a local address is; no keys: it is no pod's any more."""
         local, itself = _LOCAL[family_of(address)]
         pair = names.packed_self(address)
@@ -270,8 +294,8 @@ class Translator:
             self._ruleset.put_element(local.table, local.name, address, _owned_by(keys))
             self._ruleset.put_element(itself.table, itself.name, pair, _owned_by(keys))
         else:
-            self._ruleset.remove_element(local.table, local.name, address)
-            self._ruleset.remove_element(itself.table, itself.name, pair)
+            self._remove_if_there(local, address)
+            self._remove_if_there(itself, pair)
 
     # Bridge ports
 
@@ -317,20 +341,20 @@ def translate(
     """The whole ruleset for what policies mean on this node."""
     ruleset = Ruleset()
     translator = Translator(ruleset, settings)
-    for pod_set, members in resolved.sets.items():
-        translator.set_added(pod_set)
-        for member, keys in members.items():
-            translator.element_changed(pod_set, member, keys)
-    for policy in resolved.policies.values():
-        translator.policy_changed(policy)
-    for group in set(resolved.dispatch.values()):
-        translator.group_added(group)
-    for address, keys in resolved.local.items():
-        translator.local_changed(address, keys)
-        for direction in Direction:
-            if (direction, address) in resolved.dispatch:
-                translator.dispatch_changed(direction, address, resolved.dispatch[direction, address], keys)
+    dispatch: dict[tuple[Direction, Address], tuple[Group | None, tuple[str, ...]]] = {
+        (direction, address): (group, resolved.local[address])
+        for (direction, address), group in resolved.dispatch.items()
+    }
+    translator.apply(
+        PolicyDelta(
+            new_sets=dict.fromkeys(resolved.sets),
+            elements={pod_set: dict(members) for pod_set, members in resolved.sets.items()},
+            policies=dict(resolved.policies),
+            new_groups=dict.fromkeys(resolved.dispatch.values()),
+            dispatch=dispatch,
+            local=dict(resolved.local),
+        )
+    )
     for attachment in attachments:
         translator.attached(attachment)
-    translator.complete()
     return ruleset

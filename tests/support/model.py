@@ -33,7 +33,7 @@ class Model:
 
     def __post_init__(self) -> None:
         self.translator = Translator(self.ruleset, self.settings)
-        self.index = PolicyIndex(self.translator)
+        self.index = PolicyIndex()
 
     def put(self, *events: Event) -> None:
         for kind, key, value in events:
@@ -43,8 +43,7 @@ class Model:
                 "namespace": self.index.set_namespace,
             }[kind]
             put(key, value)
-        self.index.dispatch()
-        self.translator.complete()
+        self.translator.apply(self.index.take())
 
     def steps(self) -> list[Step]:
         return plan(self.ruleset.take(), self.ruleset)

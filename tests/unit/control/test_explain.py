@@ -20,12 +20,11 @@ GATEWAY = parse_address("10.0.0.1")
 def model(*, deny: Direction, pod_to_own_node: bool = False) -> tuple[PolicyIndex, RulesetView]:
     ruleset = Ruleset()
     translator = Translator(ruleset, BaseSettings(pod_to_own_node=pod_to_own_node))
-    index = PolicyIndex(translator)
+    index = PolicyIndex()
     for name, address, local in (("here", "10.0.0.2", True), ("there", "10.1.0.2", False)):
         index.set_endpoint(f"x/{name}", Endpoint(f"x/{name}", "x", (parse_address(address),), local=local))
     index.set_policy("x/deny", NetworkPolicy("x", "deny", rules={deny: ()}))
-    index.dispatch()
-    translator.complete()
+    translator.apply(index.take())
     return index, RulesetView(ruleset)
 
 
