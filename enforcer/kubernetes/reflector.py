@@ -5,7 +5,7 @@ a disconnect. Where the server has forgotten that version (410), the kind is lis
 handed on as gone, so no change falls between, and what it has the same costs nothing. Errors leave the last state as it
 is: they are logged, and tried again with growing, jittered pauses.
 
-Requests are made by ``client``; bodies are decoded by ``decoding``.
+Requests are made by ``resources``; bodies are decoded by ``decoding``.
 """
 
 from __future__ import annotations
@@ -16,104 +16,25 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from urllib.parse import urlencode
 
-import msgspec
 import structlog
-import urllib3
 from kubernetes.client import ApiClient
 
-from enforcer.kubernetes.client import StatusError, request
+from enforcer.kubernetes import resources
+from enforcer.kubernetes.client import StatusError
 from enforcer.kubernetes.decoding import decode
+from enforcer.kubernetes.resources import RESOURCES, Body, Metadata, Resource
 from enforcer.model.changes import Change, Rejection
-from enforcer.model.objects import Namespace, NetworkPolicy, Node, Object, Pod
+from enforcer.model.objects import NetworkPolicy, Object
 from enforcer.model.sources import SourceStatus
 
 log = structlog.get_logger()
 
-# A page that is larger is asked for again with fewer objects, since one object may be of 1.5 MB.
-_PAGE_BYTES = 8 << 20
-# The server ends a watch after this many seconds; jitter keeps nodes from coming back together.
-_WATCH_SECONDS = (240, 480)
-# A watch that is silent for so long, without even a bookmark, is taken for dead.
-_SILENCE_SECONDS = 90.0
-_LIST_SECONDS = 60.0
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.25, 30.0
 # Whoever adds and removes a policy of a full namespace makes every node read others again.
 _READ_AGAIN_PAUSE_SECONDS = 0.25
 _SHORT_WATCH_SECONDS = 1.0
 _GONE = 410
-
-
-@dataclass(frozen=True, slots=True)
-class Resource:
-    """A collection of the API.
-
-    ``fields`` is a field selector that spares the server what is not used. ``page`` is how many objects are asked for
-    at once at most. ``large`` ones are handed on one at a time, so that a list of them is never in memory at once.
-    """
-
-    kind: type[Object]
-    path: str
-    fields: str = ""
-    page: int = 500
-    large: bool = False
-
-
-RESOURCES = (
-    Resource(Namespace, "/api/v1/namespaces"),
-    Resource(Node, "/api/v1/nodes"),
-    Resource(Pod, "/api/v1/pods", "status.phase!=Succeeded,status.phase!=Failed,spec.hostNetwork=false"),
-    Resource(NetworkPolicy, "/apis/networking.k8s.io/v1/networkpolicies", page=50, large=True),
-)
-_POLICY = "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies"
-
-
-class _ListMeta(msgspec.Struct, rename="camel", frozen=True):
-    resource_version: str = ""
-    continue_: str = msgspec.field(name="continue", default="")
-
-
-class _List(msgspec.Struct, frozen=True):
-    metadata: _ListMeta
-    items: list[msgspec.Raw] | None = None
-
-
-class _Meta(msgspec.Struct, rename="camel", frozen=True):
-    name: str = ""
-    namespace: str = ""
-    resource_version: str = ""
-
-    @property
-    def key(self) -> str:
-        return f"{self.namespace}/{self.name}" if self.namespace else self.name
-
-
-class _Item(msgspec.Struct, frozen=True):
-    metadata: _Meta = _Meta()
-
-
-class _MetaList(msgspec.Struct, frozen=True):
-    metadata: _ListMeta
-    items: list[_Item] | None = None
-
-
-class _EventObject(msgspec.Struct, frozen=True):
-    metadata: _Meta = _Meta()
-    code: int = 0
-    message: str = ""
-
-
-class _Event(msgspec.Struct, frozen=True):
-    type: str
-    object: msgspec.Raw
-
-
-_meta_list = msgspec.json.Decoder(_MetaList)
-_item = msgspec.json.Decoder(_Item)
-_list = msgspec.json.Decoder(_List)
-_event = msgspec.json.Decoder(_Event)
-_event_object = msgspec.json.Decoder(_EventObject)
 
 
 @dataclass(slots=True)
@@ -178,7 +99,7 @@ class ApiSource:
         deadline = time.monotonic() + seconds
         try:
             for resource in RESOURCES:
-                wanted, version = self._metadata(resource)
+                wanted, version = resources.versions(self._api, resource)
                 with self._lock:
                     covers = partial(self._covers, resource.kind, wanted, version)
                     if not self._lock.wait_for(covers, max(0.0, deadline - time.monotonic())):
@@ -187,15 +108,6 @@ class ApiSource:
             log.warning("the API cannot be asked", error=str(error))
             return False
         return True
-
-    def _metadata(self, resource: Resource) -> tuple[dict[str, int], int]:
-        """The version of each object of the server by key, and that of the whole."""
-        query = {"fieldSelector": resource.fields} if resource.fields else {}
-        accept = {"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
-        with self._get(resource.path, query, read_seconds=_LIST_SECONDS, headers=accept) as response:
-            page = _meta_list.decode(response.data)
-        found = {item.metadata.key: _number(item.metadata.resource_version) for item in page.items or ()}
-        return found, _number(page.metadata.resource_version)
 
     def _covers(self, kind: type[Object], wanted: Mapping[str, int], version: int) -> bool:
         """Whether what was handed on is at least as new as a list."""
@@ -285,41 +197,22 @@ class ApiSource:
 
     def _relist(self, resource: Resource) -> str:
         """Hand on all that there is, and what is gone; returns the list's resource version."""
-        found: list[tuple[_Meta, list[Change]]] = []
+        found: list[tuple[Metadata, list[Change]]] = []
         listed: set[str] = set()
         version = ""
-        for page in self._pages(resource):
-            version = page.metadata.resource_version
-            for item in page.items or ():
-                meta = _item.decode(item).metadata
-                listed.add(meta.key)
-                found.append((meta, self._decoded(resource, item)))
+        for page in resources.pages(self._api, resource):
+            version = page.resource_version
+            for body in page.bodies:
+                listed.add(body.metadata.key)
+                found.append((body.metadata, self._decoded(resource.kind, body)))
                 if resource.large:
                     self._hand_on(resource.kind, found)
                     found = []
         self._hand_on(resource.kind, found, gone=[key for key in self._known[resource.kind] if key not in listed])
         return version
 
-    def _pages(self, resource: Resource) -> Iterator[_List]:
-        query = {"fieldSelector": resource.fields} if resource.fields else {}
-        size = resource.page
-        while True:
-            query["limit"] = str(size)
-            with self._get(resource.path, query, read_seconds=_LIST_SECONDS) as response:
-                body = response.read(_PAGE_BYTES + 1 if size > 1 else None)
-            if size > 1 and len(body) > _PAGE_BYTES:
-                size //= 2
-                continue
-            page = _list.decode(body)
-            yield page
-            if not page.metadata.continue_:
-                return
-            query["continue"] = page.metadata.continue_
-            if len(body) < _PAGE_BYTES // 4:
-                size = min(size * 2, resource.page)
-
     def _hand_on(
-        self, kind: type[Object], found: Sequence[tuple[_Meta, Sequence[Change]]], *, gone: Sequence[str] = ()
+        self, kind: type[Object], found: Sequence[tuple[Metadata, Sequence[Change]]], *, gone: Sequence[str] = ()
     ) -> None:
         """Hand on objects, with the version of each; what is read again is compared with it under the same lock."""
         changes = [change for _, of_object in found for change in of_object]
@@ -328,7 +221,7 @@ class ApiSource:
             if changes:
                 self._changes(changes)
             known = self._known[kind]
-            known |= {meta.key: _number(meta.resource_version) for meta, _ in found}
+            known |= {metadata.key: metadata.version for metadata, _ in found}
             for key in gone:
                 known.pop(key, None)
                 self._refused.pop((kind, key), None)
@@ -336,32 +229,23 @@ class ApiSource:
 
     def _watch(self, resource: Resource, version: str) -> Iterator[str]:
         """Hand on each event until the server ends the watch; gives the resource version at first and after each."""
-        query = {
-            "watch": "1",
-            "resourceVersion": version,
-            "allowWatchBookmarks": "1",
-            "timeoutSeconds": str(random.randint(*_WATCH_SECONDS)),  # noqa: S311 - jitter
-        }
-        query |= {"fieldSelector": resource.fields} if resource.fields else {}
-        with self._get(resource.path, query, read_seconds=_SILENCE_SECONDS) as response:
-            yield version
-            for line in _lines(response):
-                if self._stopped.is_set():
-                    return
-                event = _event.decode(line)
-                about = _event_object.decode(event.object)
-                if event.type == "ERROR":
-                    raise StatusError(about.code, about.message)
-                if event.type == "DELETED":
-                    self._hand_on(resource.kind, (), gone=[about.metadata.key])
-                elif event.type != "BOOKMARK":
-                    self._hand_on(resource.kind, [(about.metadata, self._decoded(resource, event.object))])
-                self._reach(resource.kind, about.metadata.resource_version)
-                yield about.metadata.resource_version
+        for event in resources.watch(self._api, resource, version):
+            if event is None:
+                yield version
+                continue
+            if self._stopped.is_set():
+                return
+            metadata = event.body.metadata
+            if event.type == "DELETED":
+                self._hand_on(resource.kind, (), gone=[metadata.key])
+            elif event.type != "BOOKMARK":
+                self._hand_on(resource.kind, [(metadata, self._decoded(resource.kind, event.body))])
+            self._reach(resource.kind, metadata.version)
+            yield metadata.resource_version
 
-    def _reach(self, kind: type[Object], version: str) -> None:
+    def _reach(self, kind: type[Object], version: int) -> None:
         with self._lock:
-            self._reached[kind] = max(self._reached[kind], _number(version))
+            self._reached[kind] = max(self._reached[kind], version)
             self._lock.notify_all()
 
     # The thread that reads policies again
@@ -388,52 +272,29 @@ class ApiSource:
 
     def _read_policy(self, key: str) -> None:
         """Hand on a policy once more, if it is still what was handed on; a newer one comes by the watch."""
-        namespace, _, name = key.partition("/")
-        resource = next(resource for resource in RESOURCES if resource.kind is NetworkPolicy)
-        # A list of one takes no other permission than the list of all does.
-        query = {"fieldSelector": f"metadata.name={name}"}
-        with self._get(_POLICY.format(namespace), query, read_seconds=_LIST_SECONDS) as response:
-            items = _list.decode(response.data).items or []
-        found = [(_item.decode(item).metadata, item) for item in items]
-        version = max((_number(meta.resource_version) for meta, _ in found), default=-1)
-        changes = [(meta, self._decoded(resource, item)) for meta, item in found]
+        body = resources.policy(self._api, key)
+        version = -1 if body is None else body.metadata.version
+        changes = [] if body is None else self._decoded(NetworkPolicy, body)
         with self._lock:
             known = self._known[NetworkPolicy].get(key)
             if known is None or version > known:
                 return
-            if version < known:
+            if body is None or version < known:
                 raise _BehindError(f"version {known} was handed on, and the server has {version}")
-            self._hand_on(NetworkPolicy, changes)
+            self._hand_on(NetworkPolicy, [(body.metadata, changes)])
 
-    def _decoded(self, resource: Resource, body: msgspec.Raw) -> list[Change]:
+    def _decoded(self, kind: type[Object], body: Body) -> list[Change]:
         """What an object is now; one that cannot be read is absent, which closes, and is reported."""
         changes = []
-        for decoded in decode(body, kind=resource.kind.__name__):
+        for decoded in decode(body.json, kind=kind.__name__):
             if isinstance(decoded, Rejection):
                 key = f"{decoded.namespace}/{decoded.name}" if decoded.namespace else decoded.name
                 log.error("object refused", kind=decoded.kind, object=key, reason=decoded.reason)
                 with self._lock:
-                    self._refused[resource.kind, key] = decoded
-                changes.append(Change(resource.kind, key, None))
+                    self._refused[kind, key] = decoded
+                changes.append(Change(kind, key, None))
             else:
                 with self._lock:
-                    self._refused.pop((resource.kind, decoded.key), None)
-                changes.append(Change(resource.kind, decoded.key, decoded))
+                    self._refused.pop((kind, decoded.key), None)
+                changes.append(Change(kind, decoded.key, decoded))
         return changes
-
-    def _get(
-        self, path: str, query: Mapping[str, str], *, read_seconds: float, headers: Mapping[str, str] | None = None
-    ) -> urllib3.BaseHTTPResponse:
-        return request(self._api, "GET", f"{path}?{urlencode(query)}", headers=headers, read_seconds=read_seconds)
-
-
-def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
-    rest = b""
-    while chunk := response.read1():
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from filter(None, lines)
-
-
-def _number(version: str) -> int:
-    """A resource version to compare with others (Kubernetes 1.35 and later say that this may be done)."""
-    return int(version) if version.isdecimal() else 0

@@ -19,7 +19,7 @@ from kubernetes.client import ApiClient, Configuration
 from kubernetes.config import incluster_config
 from structlog.testing import CapturingLogger
 
-from enforcer.kubernetes import reflector
+from enforcer.kubernetes import reflector, resources
 from enforcer.kubernetes.client import connect
 from enforcer.kubernetes.reflector import ApiSource
 from enforcer.model.changes import Change
@@ -347,7 +347,7 @@ class Silent(BaseHTTPRequestHandler):
 
 
 def test_a_watch_on_which_nothing_comes_is_given_up_and_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reflector, "_SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(resources, "_SILENCE_SECONDS", 0.2)
     Silent.over, Silent.asked = threading.Event(), []
     with serving(Silent) as host, following(ApiClient(Configuration(host=host))) as (held, source):
         try:
