@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -34,6 +35,7 @@ from enforcer.observe.health import HealthServer
 from enforcer.observe.metrics import KernelCollector, Metrics
 from enforcer.reconcile.reconciler import NotReadyError, Reconciler
 from enforcer.reconcile.settings import Settings
+from enforcer.reconcile.state import Followers
 from enforcer.supervision.housekeeping import Housekeeping
 from enforcer.supervision.lock import Lock
 from enforcer.supervision.secret import secret
@@ -127,12 +129,12 @@ class Agent:
                 secret=secret(options.run_dir),
             ),
         )
-        self._reconciler = Reconciler(Tables(), settings, self._metrics)
+        self._settings, self._tables = settings, Tables()
+        self._reconciler = Reconciler(self._tables, settings, self._metrics)
         self._enforcer = _Enforcer(self._reconciler)
         self._events: EventWriter | None = None
         self._kernel = Findings("", (), ())
         self._source, self._source_name = self._open_source()
-        self._reconciler.read_policies_by(self._source.read_again)
         self._store = Store(options.run_dir / "state.db")
         self._bridge = Bridge(bridge_netfilter=config.bridge_netfilter, tunnels=tunnels)
         self._operations = Operations(
@@ -147,8 +149,12 @@ class Agent:
             conf_dir=options.cni_conf_dir if self._network else None,
             bin_dir=options.cni_bin_dir,
         )
+        followers = Followers(read_again=self._source.read_again)
         if self._routes is not None and follows_nodes:
-            self._reconciler.follow_ownership(self._routes.set_ownership)
+            followers = dataclasses.replace(followers, ownership=self._routes.set_ownership)
+        if self._events is not None:
+            followers = dataclasses.replace(followers, rejections=self._events.rejected)
+        self._reconciler.follow(followers)
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT, or until the loop fails."""
@@ -221,7 +227,6 @@ class Agent:
 
         client = connect(self._options.kubeconfig)
         self._events = EventWriter(client, node=self._options.node, nodes=self._node_names)
-        self._reconciler.follow_rejections(self._events.rejected)
         return ApiSource(client, changes=changes, synced=synced), str(client.configuration.host)
 
     def _node_names(self) -> Collection[str]:
@@ -251,12 +256,14 @@ class Agent:
     def _control_handlers(self) -> ControlHandlers:
         return ControlHandlers(
             reconciler=self._reconciler,
+            tables=self._tables,
             routes_made=self._routes.barrier if self._routes is not None else lambda _: True,
             source=self._source,
             source_name=self._source_name,
             node=self._options.node,
             unready=self._operations.unready if self._network else lambda: None,
             gateways=self._operations.gateways,
+            closes_own_networks=self._settings.base.close_own_networks,
             node_open=self._options.config.pod_to_own_node == "allow",
             housekeeping=self._housekeeping,
             kernel=self._kernel,
@@ -270,7 +277,7 @@ class Agent:
         address = self._options.config.metrics_address
         if not address:
             return None
-        tables = self._reconciler.tables
+        tables = self._tables
         self._metrics.registry.register(
             KernelCollector(
                 lambda: self._reconciler.call(self._reconciler.state),

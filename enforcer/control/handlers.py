@@ -9,6 +9,7 @@ from typing import Any
 
 from enforcer.control.explain import Evidence, Question, QuestionError, explain
 from enforcer.control.socket import ControlError
+from enforcer.kernel.nftables import Tables
 from enforcer.kernel.requirements import Findings
 from enforcer.model.addresses import Address, format_address
 from enforcer.model.sources import Source
@@ -25,23 +26,27 @@ class ControlHandlers:
 
     Attributes:
         reconciler: the loop, between whose transactions it is asked.
+        tables: the kernel's.
         routes_made: waits until the routes are those of the last Nodes, for as many seconds; False if they are not.
         source: where objects come from; ``source_name`` is for people.
         node: this node's name.
         unready: why no pod can be attached now; None if one can, or if another attaches them.
         gateways: the node's own addresses on the pod network.
+        closes_own_networks: whether addresses of this node's networks that no pod has are closed.
         node_open: whether egress policies pass over a pod's own node.
         housekeeping: what it found.
         kernel: what was found of the kernel.
     """
 
     reconciler: Reconciler
+    tables: Tables
     routes_made: Callable[[float], bool]
     source: Source
     source_name: str
     node: str
     unready: Callable[[], str | None]
     gateways: Callable[[], tuple[Address, ...]]
+    closes_own_networks: bool
     node_open: bool
     housekeeping: Housekeeping
     kernel: Findings
@@ -107,7 +112,7 @@ class ControlHandlers:
         return rows
 
     def _policies(self, _: Mapping[str, Any]) -> dict[str, Any]:
-        counters = self.reconciler.tables.counters()
+        counters = self.tables.counters()
         packets = {name: counted for name, (counted, _) in counters.items()}
         totals = self.reconciler.denials.totals(counters)
         policies = [
@@ -132,13 +137,13 @@ class ControlHandlers:
         return {"policies": policies, "denied": denied}
 
     def _explain(self, arguments: Mapping[str, Any]) -> Sequence[Any]:
-        tables = self.reconciler.tables
+        tables = self.tables
         evidence = Evidence(
             view=tables,
             counters=tables.counters(),
             node=self.gateways(),
             node_open=self.node_open,
-            closed=self.reconciler.closed_networks,
+            closed=self.reconciler.desired.own_networks if self.closes_own_networks else (),
         )
         try:
             return explain(self.reconciler.desired.cluster, Question(**arguments), evidence)

@@ -77,6 +77,11 @@ class Desired:
         return self._endpoints.attachments
 
     @property
+    def local_pods(self) -> int:
+        """How many endpoints of this node are pods that are known."""
+        return sum(e.local and e.standing is Standing.POD for e in self.cluster.endpoints.values())
+
+    @property
     def pods(self) -> int:
         """How many pods are known, of every node."""
         return self._endpoints.pods

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
@@ -17,11 +17,9 @@ from typing import TypeVar
 import structlog
 
 from enforcer.kernel.nftables import Tables
-from enforcer.model.addresses import Network
-from enforcer.model.changes import Change, Rejection
+from enforcer.model.changes import Change
 from enforcer.model.objects import Attachment
-from enforcer.nodes.ownership import Machine, Ownership
-from enforcer.policy.endpoints import Standing
+from enforcer.nodes.ownership import Machine
 from enforcer.reconcile.commits import Commits
 from enforcer.reconcile.denials import Denials
 from enforcer.reconcile.desired import Desired
@@ -30,7 +28,7 @@ from enforcer.reconcile.epochs import STAMP_KERNEL, EpochRenewal, StampKernel
 from enforcer.reconcile.events import EventQueue
 from enforcer.reconcile.recovery import Recovery
 from enforcer.reconcile.settings import Settings
-from enforcer.reconcile.state import Observer, State
+from enforcer.reconcile.state import Followers, Observer, State
 from enforcer.reconcile.waiting import WaitingAttachments
 
 T = TypeVar("T")
@@ -49,6 +47,10 @@ class Reconciler:
 
     ``start`` runs it in a thread of its own. Nothing is committed before ``synced`` has been called once; the first
     commit replaces whatever an earlier agent left.
+
+    Attributes:
+        desired: objects, attachments and what they mean; for the loop's thread, which ``call`` leads to.
+        denials: what each policy has denied; for the loop's thread.
     """
 
     def __init__(
@@ -59,33 +61,23 @@ class Reconciler:
         self._observer = observer
         self._events = EventQueue()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
-        self._hear_ownership: Callable[[Ownership], None] | None = None
-        self._hear_rejections: Callable[[Sequence[Rejection]], None] | None = None
-        self._read_again: Callable[[Collection[str]], None] | None = None
+        self._followers = Followers()
         # Everything below belongs to that thread.
-        self._desired = Desired(settings)
-        self._denials = Denials(settings.state_folder)
-        self._commits = Commits(tables, self._desired.ruleset, self._desired.translator, self._denials)
+        self.desired = Desired(settings)
+        self.denials = Denials(settings.state_folder)
+        self._commits = Commits(tables, self.desired.ruleset, self.desired.translator, self.denials)
         self._epochs = EpochRenewal(self._commits, observer, self._events.put, stamps)
         self._drift = Drift(tables)
-        self._recovery = Recovery(self._desired, self._drift, observer)
-        self._waiting = WaitingAttachments(self._desired.knows_pod_of)
+        self._recovery = Recovery(self.desired, self._drift, observer)
+        self._waiting = WaitingAttachments(self.desired.knows_pod_of)
         self._synced = False
         self._after_commit: list[Callable[[], None]] = []
 
     # Doors: any thread
 
-    def follow_ownership(self, hear: Callable[[Ownership], None]) -> None:
-        """Have ``hear`` called on the loop's thread with each new ownership, once Nodes are known; before ``start``."""
-        self._hear_ownership = hear
-
-    def follow_rejections(self, hear: Callable[[Sequence[Rejection]], None]) -> None:
-        """Have ``hear`` called on the loop's thread with all policies rejected, when others are; before ``start``."""
-        self._hear_rejections = hear
-
-    def read_policies_by(self, read_again: Callable[[Collection[str]], None]) -> None:
-        """Have ``read_again`` called on the loop's thread with keys of policies to be put again; before ``start``."""
-        self._read_again = read_again
+    def follow(self, followers: Followers) -> None:
+        """Say who is told of what; before ``start``."""
+        self._followers = followers
 
     def start(self) -> None:
         """Start the loop."""
@@ -134,7 +126,7 @@ class Reconciler:
     def restore(self, attachments: Sequence[Attachment]) -> None:
         """Take in attachments that an earlier agent made, before the first commit."""
         for attachment in attachments:
-            self._events.put(functools.partial(self._desired.attach, attachment))
+            self._events.put(functools.partial(self.desired.attach, attachment))
 
     def detach(self, key: str) -> None:
         """Return when the kernel holds nothing of an attachment.
@@ -172,38 +164,16 @@ class Reconciler:
         """Run a function on the owner's thread, between transactions, and return its result."""
         return self._events.call(function, _COMMIT_SECONDS)
 
-    # To be called on the owner's thread, through ``call``
-
-    @property
-    def desired(self) -> Desired:
-        """Objects, attachments and what they mean."""
-        return self._desired
-
-    @property
-    def tables(self) -> Tables:
-        """The kernel's tables."""
-        return self._tables
-
-    @property
-    def closed_networks(self) -> tuple[Network, ...]:
-        """The networks whose addresses are closed where no pod of this node has them."""
-        return self._desired.own_networks if self._settings.base.close_own_networks else ()
-
-    @property
-    def denials(self) -> Denials:
-        """What each policy has denied."""
-        return self._denials
-
     def state(self) -> State:
-        """The state of the loop."""
+        """The state of the loop; to be asked through ``call``."""
         return State(
             synced=self._synced and not self._drift.needs_full_render,
             failure=self._recovery.failure,
-            local_pods=sum(e.local and e.standing is Standing.POD for e in self._desired.cluster.endpoints.values()),
-            cluster_pods=self._desired.pods,
-            policies=len(self._desired.policies),
-            attachments=len(self._desired.attachments),
-            rejections=self._desired.rejections,
+            local_pods=self.desired.local_pods,
+            cluster_pods=self.desired.pods,
+            policies=len(self.desired.policies),
+            attachments=len(self.desired.attachments),
+            rejections=self.desired.rejections,
             stamps=self._epochs.stamps,
         )
 
@@ -216,9 +186,9 @@ class Reconciler:
             self._commit()
 
     def _apply(self, changes: Sequence[Change]) -> None:
-        applied = self._desired.apply(changes)
-        if applied.unread and self._read_again is not None:
-            self._read_again(applied.unread)
+        applied = self.desired.apply(changes)
+        if applied.unread:
+            self._followers.read_again(applied.unread)
         if applied.ownership is not None:
             self._tell_ownership()
 
@@ -227,20 +197,20 @@ class Reconciler:
         self._tell_ownership()
 
     def _set_machine(self, machine: Machine) -> None:
-        self._desired.set_machine(machine)
+        self.desired.set_machine(machine)
         self._tell_ownership()
 
     def _tell_ownership(self) -> None:
-        if self._hear_ownership is not None and self._synced and self._desired.nodes:
-            self._hear_ownership(self._desired.ownership)
+        if self._synced and self.desired.nodes:
+            self._followers.ownership(self.desired.ownership)
 
     def _attach(self, attachment: Attachment, known: Future[None]) -> None:
-        self._desired.attach(attachment)
+        self.desired.attach(attachment)
         self._waiting.add(attachment, known)
 
     def _detach(self, key: str) -> None:
         self._waiting.remove(key)
-        self._desired.detach(key)
+        self.desired.detach(key)
 
     def _take_ruleset_changed(self, generation: int | None) -> None:
         if self._drift.ruleset_changed(generation):
@@ -271,12 +241,12 @@ class Reconciler:
         self._recovery.run(self._transact)
         if self._recovery.failure is not None:
             return
-        if self._desired.changed_policies:
-            self._denials.keep(self._desired.policies)
-            self._desired.changed_policies.clear()
-        if self._desired.rejections_changed and self._hear_rejections is not None:
-            self._hear_rejections(self._desired.rejections)
-        self._desired.rejections_changed = False
+        if self.desired.changed_policies:
+            self.denials.keep(self.desired.policies)
+            self.desired.changed_policies.clear()
+        if self.desired.rejections_changed:
+            self.desired.rejections_changed = False
+            self._followers.rejections(self.desired.rejections)
         for done in self._after_commit:
             done()
         self._after_commit.clear()
@@ -289,7 +259,7 @@ class Reconciler:
             NftError: the kernel refused it.
         """
         started = time.perf_counter()
-        self._desired.complete()
+        self.desired.complete()
         whole, begun = self._drift.needs_full_render, self._drift.begin()
         committed = self._commits.synchronize() if whole else self._commits.change()
         if committed is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from enforcer.model.changes import Rejection
+from enforcer.nodes.ownership import Ownership
 
 
 class Observer(Protocol):
@@ -22,6 +24,25 @@ class Observer(Protocol):
 
     def cleared(self, connections: int) -> None:
         """Connections carried the stamp of an old epoch, and were cleared of it."""
+
+
+def _nobody(_: object) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Followers:
+    """Who is told of what, on the loop's thread; nobody unless given.
+
+    Attributes:
+        ownership: is told of each new ownership, once Nodes are known.
+        rejections: is told of all policies that are rejected, when others are.
+        read_again: is given the keys of policies that the source has to hand on again.
+    """
+
+    ownership: Callable[[Ownership], None] = _nobody
+    rejections: Callable[[Sequence[Rejection]], None] = _nobody
+    read_again: Callable[[Collection[str]], None] = _nobody
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from enforcer.model.objects import Direction, NetworkPolicy, Pod
 from enforcer.reconcile.epochs import StampKernel
 from enforcer.reconcile.reconciler import NotReadyError, Reconciler
 from enforcer.reconcile.settings import Settings
+from enforcer.reconcile.state import Followers
 from enforcer.ruleset.objects import Counter
 from enforcer.ruleset.plan import Step
 from enforcer.ruleset.ruleset import Ruleset
@@ -185,7 +186,7 @@ def test_policies_are_not_blamed_for_a_refusal_that_has_another_cause(loop: Reco
 def test_who_follows_rejections_hears_all_of_them_when_others_are_rejected(tables: Tables) -> None:
     heard: list[set[tuple[str, str]]] = []
     reconciler = Reconciler(tables, Settings("here"), Silent(), stamps=NO_STAMPS)
-    reconciler.follow_rejections(lambda now: heard.append({(r.name, r.uid) for r in now}))
+    reconciler.follow(Followers(rejections=lambda now: heard.append({(r.name, r.uid) for r in now})))
     reconciler.start()
     reconciler.changes([Change(Pod, "x/p", Pod("x", "p", addresses=(parse_address("10.0.0.1"),)))])
     reconciler.synced()
