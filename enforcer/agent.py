@@ -163,7 +163,7 @@ class Agent:
         try:
             health = self._health()
         except OSError as error:
-            log.error("metricsAddress cannot be used", address=self._options.config.metrics_address, error=str(error))
+            log.error("metrics address unusable", address=self._options.config.metrics_address, error=str(error))
             return 1
         self._inspect_kernel()
         watch = TableWatch()
@@ -190,7 +190,7 @@ class Agent:
         while (ended := signal.sigtimedwait(_ENDS, self._housekeeping.pause)) is None or ended.si_signo not in _ENDS:
             self._housekeeping.look()
             if not all(alive() for alive in threads):
-                log.error("a thread of the agent has ended; the kernel's rules stand, restart the agent")
+                log.error("agent thread ended", consequence="the kernel's rules stand", hint="restart the agent")
                 # The CNI server's threads may wait for the loop for ever.
                 os._exit(1)
         if cni is not None:
@@ -203,7 +203,7 @@ class Agent:
             self._events.stop()
         self._reconciler.stop()
         self._store.close()
-        log.info("agent stopped; rules and links stay")
+        log.info("agent stopped")
         return 0
 
     def _inspect_kernel(self) -> None:
@@ -247,7 +247,7 @@ class Agent:
             self._operations.set_pod_cidrs(networks)
         except (NetlinkError, OSError, ValueError) as error:
             cidrs = list(map(str, networks))
-            log.error("the node's pod CIDRs cannot be used", cidrs=cidrs, error=str(error))
+            log.error("pod CIDRs rejected", cidrs=cidrs, error=str(error))
 
     def _unready(self) -> str | None:
         """Why no pod can be attached or, where another network attaches them, no policy enforced; None if it can."""

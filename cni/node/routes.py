@@ -164,7 +164,7 @@ class NodeRoutes:
         except (NetlinkError, OSError) as error:
             failures = frozenset({str(error)})
         if failures - self._failures:
-            log.error("routes to other nodes cannot be set", errors=sorted(failures))
+            log.error("routes not set", errors=sorted(failures))
         self._failures = failures
         return True
 
@@ -264,7 +264,7 @@ def _make(nl: Netlink, wanted: Ways, present: Ways) -> frozenset[str]:
         except NetlinkError as error:
             failures.add(str(error))
     if wanted != present:
-        log.info("routes to other nodes", networks=len(wanted) - len(failures), before=len(present))
+        log.info("routes changed", networks=len(wanted) - len(failures), before=len(present))
     return frozenset(failures)
 
 

@@ -119,7 +119,7 @@ def _link(nl: Netlink, name: str, present: _Present | None, shape: _Shape, mtu: 
         _remove(nl, name, present)
         present = None
     if present is None:
-        log.info("link to other nodes", link=name, id=shape.id, port=shape.port, local=format_address(shape.local))
+        log.info("tunnel link changed", link=name, id=shape.id, port=shape.port, local=format_address(shape.local))
         nl.run(Message(f"make link {name}", Rtm.NEWLINK, Flag.CREATE | Flag.EXCL, _vxlan(name, shape, mtu)))
         index = socket.if_nametoindex(name)
         nl.run(*no_link_local(f"set up link {name}", index, mtu))

@@ -161,7 +161,7 @@ class Operations:
             try:
                 self._undo(record)
             except CniError as left:
-                log.error("a failed ADD is not undone; a DEL, or the next start, does it", error=str(left))
+                log.error("failed ADD not undone", error=str(left), hint="a DEL, or the next start of the agent, undoes it")
             raise _failure(error, "ADD") from error
         result = Result(
             port=attachment.host_interface,
@@ -311,7 +311,7 @@ def _failure(error: Exception, command: str) -> CniError:
         case NetlinkError() | OSError():
             return CniError(LINK_FAILURE, f"{command}: {error}")
         case _:
-            log.error("unexpected", command=command, exc_info=error)
+            log.error("unexpected error", command=command, exc_info=error)
             return CniError(LINK_FAILURE, f"{command} failed unexpectedly: {error!r}", "see the agent's log")
 
 

@@ -39,7 +39,7 @@ class _Handler(socketserver.BaseRequestHandler):
         try:
             environment, config, netns = _receive(connection)
         except (OSError, ValueError) as error:
-            log.warning("CNI request not understood", error=str(error))
+            log.warning("cni request malformed", error=str(error))
             return
         try:
             connection.sendall(b"\0")
@@ -47,7 +47,7 @@ class _Handler(socketserver.BaseRequestHandler):
             connection.sendall(struct.pack("!II", status, len(reply)) + reply)
         except OSError as error:
             # The runtime has given up; it runs DEL, or ADD again.
-            log.warning("CNI reply not taken", error=str(error))
+            log.warning("cni reply lost", error=str(error))
         finally:
             if netns is not None:
                 os.close(netns)
@@ -63,15 +63,15 @@ class _Handler(socketserver.BaseRequestHandler):
             words |= {"pod": asked.pod}
             result = self.server.operations.run(asked)
         except CniError as error:
-            log.warning("CNI", **words, code=error.code, error=str(error), ms=_ms(started))
+            log.warning("cni request", **words, code=error.code, error=str(error), ms=_ms(started))
             return 1, msgspec.json.encode(failure(error, _version(config)))
         except Exception as error:
-            log.error("CNI", **words, ms=_ms(started), exc_info=error)
+            log.error("cni request", **words, ms=_ms(started), exc_info=error)
             broken = CniError(IO_FAILURE, f"unexpected: {error!r}", "see the agent's log")
             return 1, msgspec.json.encode(failure(broken, _version(config)))
         if result is not None:
             words |= {"addresses": [ip["address"] for ip in result["ips"]]}
-        log.info("CNI", **words, ms=_ms(started))
+        log.info("cni request", **words, ms=_ms(started))
         return 0, msgspec.json.encode(result) if result is not None else b""
 
 

@@ -181,7 +181,7 @@ class EventWriter:
             return
         self._last_error = kind
         hint = "grant this user create and patch of events" if kind == str(_FORBIDDEN) else ""
-        log.warning("Events cannot be written; policies hold all the same", error=str(error), hint=hint)
+        log.warning("events not written", error=str(error), hint=hint)
 
     def _rest(self, seconds: float) -> None:
         self._stopped.wait(seconds * random.uniform(1.0, 2.0))  # noqa: S311 - jitter

@@ -105,7 +105,7 @@ class ApiSource:
                     if not self._lock.wait_for(covers, max(0.0, deadline - time.monotonic())):
                         return False
         except Exception as error:  # noqa: BLE001 - see _follow
-            log.warning("the API cannot be asked", error=str(error))
+            log.warning("source unavailable", error=str(error))
             return False
         return True
 
@@ -160,7 +160,7 @@ class ApiSource:
                     return
                 if isinstance(error, StatusError) and error.code == _GONE:
                     version = ""
-                    log.info("the watch is too old; listing anew", resource=resource.path)
+                    log.info("watch expired", resource=resource.path)
                     self._stopped.wait(_FIRST_PAUSE_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
                     continue
                 asked = getattr(error, "retry_after", 0.0)
@@ -184,7 +184,7 @@ class ApiSource:
             restored = bool(health.last_error)
             health.heard, health.last_error = time.monotonic(), ""
         if restored:
-            log.info("the API is read again", resource=resource.path)
+            log.info("source recovered", resource=resource.path)
 
     def _failed(self, resource: Resource, error: Exception, wait: float) -> None:
         hint = ""
@@ -192,7 +192,7 @@ class ApiSource:
             hint = f"grant this user list and watch of {resource.path}"
         with self._lock:
             self._health[resource.kind].last_error = str(error)
-        log.warning("the API cannot be read; the last state stands", resource=resource.path, error=str(error),
+        log.warning("source unavailable", consequence="the last state stands", resource=resource.path, error=str(error),
                     again_in=round(wait, 2), hint=hint)  # fmt: skip
 
     def _relist(self, resource: Resource) -> str:
@@ -262,7 +262,7 @@ class ApiSource:
             except Exception as error:  # noqa: BLE001 - see _follow
                 wait = max(pause * random.uniform(0.5, 1.5), getattr(error, "retry_after", 0.0))  # noqa: S311 - jitter
                 pause = min(pause * 2, _LAST_PAUSE_SECONDS)
-                log.warning("a policy cannot be read again; it stays closed", policy=key, error=str(error),
+                log.warning("policy not read again", consequence="its pods stay closed", policy=key, error=str(error),
                             again_in=round(wait, 2))  # fmt: skip
                 self.read_again([key])
                 self._stopped.wait(wait)
@@ -289,7 +289,7 @@ class ApiSource:
         for decoded in decode(body.json, kind=kind.__name__):
             if isinstance(decoded, Rejection):
                 key = f"{decoded.namespace}/{decoded.name}" if decoded.namespace else decoded.name
-                log.error("object refused", kind=decoded.kind, object=key, reason=decoded.reason)
+                log.error("object rejected", kind=decoded.kind, object=key, reason=decoded.reason)
                 with self._lock:
                     self._refused[kind, key] = decoded
                 changes.append(Change(kind, key, None))

@@ -353,7 +353,9 @@ class DirectorySource:
             return int(self._inotify.add_watch(path, mask))
         except OSError as error:
             if not isinstance(error, FileNotFoundError) and path != self._root.parent:
-                log.warning("cannot watch manifests; changes are seen at the next rescan", path=str(path), error=error)
+                log.warning(
+                    "manifests not watched", hint="changes are seen at the next rescan", path=str(path), error=error
+                )
             return -1
 
     def _unwatch(self, watch: int) -> None:

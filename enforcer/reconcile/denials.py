@@ -74,7 +74,7 @@ class Denials:
         except FileNotFoundError:
             return
         except (OSError, msgspec.DecodeError) as error:
-            log.warning("denied packets of earlier isolation groups are lost", file=str(self._path), error=str(error))
+            log.warning("denial counts lost", file=str(self._path), error=str(error))
             return
         for key, packets in kept.items():
             for direction in Direction:

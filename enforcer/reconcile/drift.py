@@ -30,7 +30,7 @@ class Drift:
         with contextlib.suppress(NftError):
             if generation is None and self._tables.all_own_since(self._accounted):
                 return False
-        log.warning("another process changed our nftables tables; they are put back", generation=generation)
+        log.warning("ruleset changed by another process", consequence="full render", generation=generation)
         self.needs_full_render = True
         return True
 

@@ -37,7 +37,7 @@ class Recovery:
             transact()
         except NftError as error:
             self._observer.failed()
-            log.error("transaction refused; rendering everything", error=str(error))
+            log.error("transaction refused", consequence="full render", error=str(error))
             self._render_everything(transact)
         else:
             self._succeeded()
@@ -62,7 +62,9 @@ class Recovery:
             self._observer.failed()
             self.failure = str(last)
             self.retry_seconds = min(self.retry_seconds * 2, _LAST_RETRY_SECONDS)
-            log.error("whole render refused; the last state stands", error=str(last), retry=self.retry_seconds)
+            log.error(
+                "full render refused", consequence="the last state stands", error=str(last), retry=self.retry_seconds
+            )
         else:
             self._succeeded()
 

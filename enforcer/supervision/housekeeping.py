@@ -49,7 +49,7 @@ class Housekeeping:
         """Look at all of it; what has changed since the last time is logged."""
         if (settings := self._ask_settings()) != self.settings:
             self.settings = settings
-            log.warning("settings of the node are not as the agent needs them", settings=settings or "right again")
+            log.warning("node settings changed by another program", settings=settings or "right again")
         if (problems := self._announce()) != self.problems:
             self.problems = problems
             log.warning("node problems changed", problems=problems)
@@ -61,7 +61,7 @@ class Housekeeping:
             return []
         try:
             if install.install_configuration(folder, self._bin_dir):
-                log.info("network configuration written; the node becomes ready", folder=str(folder))
+                log.info("network configuration written", folder=str(folder))
             self.pause = _PAUSE_SECONDS
             return [
                 f"{folder / name}: the runtime takes it before ours; remove it" for name in install.preceding(folder)

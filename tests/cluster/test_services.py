@@ -404,7 +404,7 @@ def test_a_host_port_leads_to_its_pod_and_policy_judges_the_client(pods: Cluster
         for source, seen in clients.items():
             assert answers(pods, source, entrance) == (seen if source in {OUTSIDE, name} else NOTHING), source
     agent = agent_pod(pods, node)["metadata"]["name"]
-    assert "settings of the node are not as" not in pods.kubectl("logs", f"--namespace={NAMESPACE}", agent)
+    assert "node settings changed by another program" not in pods.kubectl("logs", f"--namespace={NAMESPACE}", agent)
     pods.kubectl("delete", "pod", name)
     # iptables' rules are nftables rules here.
     wait_until(
