@@ -161,7 +161,9 @@ class Operations:
             try:
                 self._undo(record)
             except CniError as left:
-                log.error("failed ADD not undone", error=str(left), hint="a DEL, or the next start of the agent, undoes it")
+                log.error(
+                    "failed ADD not undone", error=str(left), hint="a DEL, or the next start of the agent, undoes it"
+                )
             raise _failure(error, "ADD") from error
         result = Result(
             port=attachment.host_interface,

@@ -15,6 +15,7 @@ from enforcer.model.addresses import Address, format_address
 from enforcer.model.sources import Source
 from enforcer.policy.endpoints import Standing
 from enforcer.reconcile.reconciler import Reconciler
+from enforcer.reconcile.state import State
 from enforcer.ruleset.objects import Table
 from enforcer.supervision.housekeeping import Housekeeping
 from enforcer.translate import names
@@ -63,16 +64,23 @@ class ControlHandlers:
     def _on_loop(self, function: Any) -> Any:
         return lambda arguments: self.reconciler.call(lambda: function(arguments))
 
+    def _catch_up(self, deadline: float) -> tuple[bool, State]:
+        """Wait until the kernel holds what the source holds now; False if that took longer, or is not known."""
+        held = self.source.catch_up(deadline - time.monotonic())
+        held = self.reconciler.barrier(max(0.0, deadline - time.monotonic())) and held
+        held = self.routes_made(max(0.0, deadline - time.monotonic())) and held
+        return held, self.reconciler.call(self.reconciler.state)
+
     def _status(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         deadline = time.monotonic() + float(arguments.get("wait", 0))
-        fresh = self.source.catch_up(deadline - time.monotonic())
-        held = self.reconciler.barrier(max(0.0, deadline - time.monotonic())) and fresh
-        held = self.routes_made(max(0.0, deadline - time.monotonic())) and held
-        state = self.reconciler.call(self.reconciler.state)
+        held, state = self._catch_up(deadline)
+        # What has been taken in may have made room for policies that have to be read again.
+        while held and state.unread and time.monotonic() < deadline:
+            held, state = self._catch_up(deadline)
         known = {(r.kind, r.namespace, r.name) for r in self.source.rejections()}
         extra = [r for r in state.rejections if (r.kind, r.namespace, r.name) not in known]
         return {
-            "synced": held and state.synced,
+            "synced": held and state.synced and not state.unread,
             "node": self.node,
             "source": self.source_name,
             "pods": {"local": state.local_pods, "cluster": state.cluster_pods},

@@ -14,8 +14,8 @@ from enforcer.model.sources import SourceError
 
 _CONNECT_SECONDS = 5.0
 _MAX_RETRY_AFTER_SECONDS = 30.0
-# A watch for each of four kinds, a request beside them, and Events.
-_CONNECTIONS = 6
+# A watch for each of four kinds, policies that are read again, a request beside them, and Events.
+_CONNECTIONS = 7
 
 
 class StatusError(Exception):

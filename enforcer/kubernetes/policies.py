@@ -216,8 +216,8 @@ def _rules(
         others = [_peer(peer, f"{where}.{peers}[{at}]", errors) for at, peer in enumerate(rule.peers or ())]
         rules.append(
             PolicyRule(
-                tuple(other for other in others if other is not None),
-                tuple(port for port in ports if port is not None),
+                tuple(dict.fromkeys(other for other in others if other is not None)),
+                tuple(dict.fromkeys(port for port in ports if port is not None)),
             )
         )
     return tuple(rules)

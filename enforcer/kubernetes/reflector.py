@@ -10,6 +10,7 @@ Requests are made by ``resources``; bodies are decoded by ``decoding``.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import threading
 import time
@@ -32,7 +33,9 @@ log = structlog.get_logger()
 
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.25, 30.0
 # Whoever adds and removes a policy of a full namespace makes every node read others again.
-_READ_AGAIN_PAUSE_SECONDS = 0.25
+_READ_AGAIN_PAUSE_SECONDS, _LAST_READ_AGAIN_PAUSE_SECONDS = 0.25, 5.0
+# Policies of a namespace that are handed on together, since each such change is a transaction.
+_READ_TOGETHER = 20
 _SHORT_WATCH_SECONDS = 1.0
 _GONE = 410
 
@@ -72,7 +75,11 @@ class ApiSource:
         self._unlisted = {resource.kind for resource in RESOURCES}
         self._health = {resource.kind: _Health() for resource in RESOURCES}
         self._refused: dict[tuple[type[Object], str], Rejection] = {}
-        self._unread: dict[str, None] = {}
+        # Policies to be read again, by namespace, and those that are being read.
+        self._unread: dict[str, dict[str, None]] = {}
+        self._reading: list[str] = []
+        # Of large objects, what the last list had of those that have not changed since; for their own thread.
+        self._digests: dict[str, bytes] = {}
         self._threads = [
             threading.Thread(target=self._read_unread, name="NetworkPolicy read again", daemon=True),
         ]
@@ -104,10 +111,14 @@ class ApiSource:
                     covers = partial(self._covers, resource.kind, wanted, version)
                     if not self._lock.wait_for(covers, max(0.0, deadline - time.monotonic())):
                         return False
+            with self._lock:
+                read = self._lock.wait_for(
+                    lambda: not self._unread and not self._reading, max(0.0, deadline - time.monotonic())
+                )
         except Exception as error:  # noqa: BLE001 - see _follow
             log.warning("source unavailable", error=str(error))
             return False
-        return True
+        return read
 
     def _covers(self, kind: type[Object], wanted: Mapping[str, int], version: int) -> bool:
         """Whether what was handed on is at least as new as a list."""
@@ -123,9 +134,10 @@ class ApiSource:
             return tuple(self._refused.values())
 
     def read_again(self, policies: Collection[str]) -> None:
-        """Read these policies one by one, four a second; one that cannot be read is tried again."""
+        """Read these policies, four a second, namespaces in turns; what cannot be read is tried again."""
         with self._lock:
-            self._unread.update(dict.fromkeys(policies))
+            for key in policies:
+                self._unread.setdefault(key.partition("/")[0], {})[key] = None
             self._lock.notify_all()
 
     def status(self) -> tuple[SourceStatus, ...]:
@@ -196,19 +208,33 @@ class ApiSource:
                     again_in=round(wait, 2), hint=hint)  # fmt: skip
 
     def _relist(self, resource: Resource) -> str:
-        """Hand on all that there is, and what is gone; returns the list's resource version."""
+        """Hand on all that there is, and what is gone, at once; returns the list's resource version.
+
+        Large objects are handed on one at a time in the first list, of which nothing is enforced before its end. Later,
+        those that are as they were are left out.
+        """
         found: list[tuple[Metadata, list[Change]]] = []
         listed: set[str] = set()
+        digests: dict[str, bytes] = {}
         version = ""
+        with self._lock:
+            first = resource.kind in self._unlisted
         for page in resources.pages(self._api, resource):
             version = page.resource_version
             for body in page.bodies:
-                listed.add(body.metadata.key)
-                found.append((body.metadata, self._decoded(resource.kind, body)))
+                key = body.metadata.key
+                listed.add(key)
                 if resource.large:
+                    digests[key] = hashlib.blake2b(body.json, digest_size=16).digest()
+                    if self._digests.get(key) == digests[key]:
+                        continue
+                found.append((body.metadata, self._decoded(resource.kind, body)))
+                if resource.large and first:
                     self._hand_on(resource.kind, found)
                     found = []
         self._hand_on(resource.kind, found, gone=[key for key in self._known[resource.kind] if key not in listed])
+        if resource.large:
+            self._digests = digests
         return version
 
     def _hand_on(
@@ -236,6 +262,8 @@ class ApiSource:
             if self._stopped.is_set():
                 return
             metadata = event.body.metadata
+            if resource.large and event.type != "BOOKMARK":
+                self._digests.pop(metadata.key, None)
             if event.type == "DELETED":
                 self._hand_on(resource.kind, (), gone=[metadata.key])
             elif event.type != "BOOKMARK":
@@ -255,33 +283,53 @@ class ApiSource:
         while not self._stopped.is_set():
             with self._lock:
                 self._lock.wait_for(lambda: self._unread)
-                key = next(iter(self._unread))
-                del self._unread[key]
+                keys = self._reading = self._next_unread()
             try:
-                self._read_policy(key)
+                self._read_policies(keys)
             except Exception as error:  # noqa: BLE001 - see _follow
                 wait = max(pause * random.uniform(0.5, 1.5), getattr(error, "retry_after", 0.0))  # noqa: S311 - jitter
-                pause = min(pause * 2, _LAST_PAUSE_SECONDS)
-                log.warning("policy not read again", consequence="its pods stay closed", policy=key, error=str(error),
-                            again_in=round(wait, 2))  # fmt: skip
-                self.read_again([key])
+                pause = min(pause * 2, _LAST_READ_AGAIN_PAUSE_SECONDS)
+                log.warning("policies not read again", consequence="their pods stay closed", policies=keys,
+                            error=str(error), again_in=round(wait, 2))  # fmt: skip
+                self.read_again(keys)
                 self._stopped.wait(wait)
             else:
                 pause = _FIRST_PAUSE_SECONDS
-                self._stopped.wait(_READ_AGAIN_PAUSE_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+            with self._lock:
+                self._reading = []
+                self._lock.notify_all()
+            self._rest()
 
-    def _read_policy(self, key: str) -> None:
-        """Hand on a policy once more, if it is still what was handed on; a newer one comes by the watch."""
-        body = resources.policy(self._api, key)
-        version = -1 if body is None else body.metadata.version
-        changes = [] if body is None else self._decoded(NetworkPolicy, body)
+    def _rest(self) -> None:
+        self._stopped.wait(_READ_AGAIN_PAUSE_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+
+    def _next_unread(self) -> list[str]:
+        """Some policies of the namespace that has waited longest."""
+        namespace = next(iter(self._unread))
+        waiting = list(self._unread.pop(namespace))
+        if left := waiting[_READ_TOGETHER:]:
+            self._unread[namespace] = dict.fromkeys(left)
+        return waiting[:_READ_TOGETHER]
+
+    def _read_policies(self, keys: Sequence[str]) -> None:
+        """Hand on policies once more, those that are still what was handed on; newer ones come by the watch."""
+        read: list[Body] = []
+        for place, key in enumerate(keys):
+            if place:
+                self._rest()
+            body = resources.policy(self._api, key)
+            with self._lock:
+                known = self._known[NetworkPolicy].get(key)
+            version = -1 if body is None else body.metadata.version
+            if known is not None and version < known:
+                raise _BehindError(f"{key}: version {known} was handed on, and the server has {version}")
+            if body is not None and version == known:
+                read.append(body)
+        found = [(body.metadata, self._decoded(NetworkPolicy, body)) for body in read]
         with self._lock:
-            known = self._known[NetworkPolicy].get(key)
-            if known is None or version > known:
-                return
-            if body is None or version < known:
-                raise _BehindError(f"version {known} was handed on, and the server has {version}")
-            self._hand_on(NetworkPolicy, [(body.metadata, changes)])
+            known_now = self._known[NetworkPolicy]
+            still = [entry for entry in found if known_now.get(entry[0].key) == entry[0].version]
+            self._hand_on(NetworkPolicy, still)
 
     def _decoded(self, kind: type[Object], body: Body) -> list[Change]:
         """What an object is now; one that cannot be read is absent, which closes, and is reported."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from bisect import bisect_left, insort
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from enforcer.model.addresses import Family, merged
+from enforcer.model.addresses import Family
 from enforcer.model.objects import IPBlock, NetworkPolicy, PodPeer, PolicyRule, Protocol
 from enforcer.model.selectors import EVERYTHING, LabelSelector
 
@@ -18,8 +19,8 @@ from enforcer.model.selectors import EVERYTHING, LabelSelector
 _RULES_A_POLICY = 10
 FEW_BLOCKS = 4
 """As many ipBlocks of an entry and family are rules of their own; more are one set of all their intervals."""
-# A rejected policy keeps no more than that of its pod selector, however many there are.
-_KEPT_SELECTOR_BYTES = 4 << 10
+# A rejected policy keeps no larger pod selector than that, since there may be any number of them.
+_KEPT_SELECTOR_BYTES, _KEPT_SELECTOR_VALUES = 16 << 10, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,8 @@ def _entry_cost(entry: PolicyRule) -> Cost:
             size += _selector_bytes(peer.namespace_selector) if peer.namespace_selector else 0
     for protocol in Protocol:
         ports = [port for port in entry.ports if port.protocol is protocol]
-        numbers = merged((port.port, port.end_port or port.port) for port in ports if isinstance(port.port, int))
+        # Ranges that overlap are merged in the kernel, but the agent keeps each.
+        numbers = [port for port in ports if isinstance(port.port, int)]
         named = sum(len(port.port) for port in ports if isinstance(port.port, str))
         rules += 1 if numbers or any(port.port is None for port in ports) else 0
         rules += len(Family) if named else 0
@@ -107,7 +109,7 @@ class _Namespace:
 
     ``order`` are the names of those that are within the limits of one, ``costs`` what they cost, ``cutoff`` the first
     for which nothing is left, ``too_large`` why the others are rejected, ``reduced`` those within the limits of one
-    that are no longer kept as they are.
+    that are no longer kept as they are, ``widened`` those whose pod selector was too large to be kept.
     """
 
     policies: dict[str, NetworkPolicy] = field(default_factory=dict)
@@ -117,6 +119,7 @@ class _Namespace:
     cutoff: str | None = None
     too_large: dict[str, str] = field(default_factory=dict)
     reduced: set[str] = field(default_factory=set)
+    widened: set[str] = field(default_factory=set)
 
 
 class Budget:
@@ -127,33 +130,43 @@ class Budget:
     on what was before.
 
     Of a rejected policy only what it closes is kept, since a namespace's owner may write any number of them. One that
-    has room again stays closed until it has been read again (see ``take_unread``).
+    has room again stays closed until it has been read again (see ``unread``).
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._namespaces: dict[str, _Namespace] = {}
+        self._touched: dict[str, dict[str, None]] = {}
         self._unread: dict[str, None] = {}
 
-    def take_unread(self) -> list[str]:
+    @property
+    def unread(self) -> AbstractSet[str]:
         """The policies to ``put`` again, as the source has them: there is room for them, and their rules are gone."""
-        unread, self._unread = list(self._unread), {}
-        return unread
+        return self._unread.keys()
 
-    def put(self, key: str, policy: NetworkPolicy | None) -> list[tuple[str, NetworkPolicy | None]]:
-        """Put or remove (None) a policy.
-
-        Returns:
-            The policy, and each other one of its namespace whose fate has changed; rejected if above the limits.
-        """
+    def put(self, key: str, policy: NetworkPolicy | None) -> None:
+        """Put or remove (None) a policy."""
         name = key.partition("/")[0]
         namespace = self._namespaces.setdefault(name, _Namespace())
+        self._touched.setdefault(name, {})[key] = None
         self._replace(namespace, key, policy)
-        before, namespace.cutoff = namespace.cutoff, self._cutoff(namespace)
-        changed = [key, *(other for other in _between(namespace.order, before, namespace.cutoff) if other != key)]
-        if not namespace.policies:
-            del self._namespaces[name]
-        return [(entry, self._judged(name, namespace, entry)) for entry in changed]
+
+    def take(self) -> list[tuple[str, NetworkPolicy | None]]:
+        """The policies that were put since the last call, and others whose fate has changed by it.
+
+        Returns:
+            Keys and policies, rejected if above the limits; None for one that is gone.
+        """
+        touched, self._touched = self._touched, {}
+        judged: list[tuple[str, NetworkPolicy | None]] = []
+        for name, keys in touched.items():
+            namespace = self._namespaces[name]
+            before, namespace.cutoff = namespace.cutoff, self._cutoff(namespace)
+            changed = keys | dict.fromkeys(_between(namespace.order, before, namespace.cutoff))
+            judged += [(key, self._judged(name, namespace, key)) for key in changed]
+            if not namespace.policies:
+                del self._namespaces[name]
+        return judged
 
     def _replace(self, namespace: _Namespace, key: str, policy: NetworkPolicy | None) -> None:
         if key in namespace.costs:
@@ -162,11 +175,12 @@ class Budget:
         namespace.too_large.pop(key, None)
         namespace.policies.pop(key, None)
         namespace.reduced.discard(key)
+        namespace.widened.discard(key)
         if policy is None:
             return
         if policy.rejected is not None:
             # It costs nothing, and has its reason.
-            namespace.policies[key] = _reduced(policy)
+            _reduce(namespace, policy)
             return
         cost = cost_of(policy)
         excess = cost.excess(self._limits.policy)
@@ -176,7 +190,7 @@ class Budget:
                 f"it needs {found} {excess}, and a policy may have {most}: split it, or configure a higher limit"
             )
             # Nothing makes it smaller but another event.
-            namespace.policies[key] = _reduced(policy)
+            _reduce(namespace, policy)
         else:
             namespace.policies[key] = policy
             namespace.costs[key] = cost
@@ -196,28 +210,37 @@ class Budget:
 
     def _judged(self, name: str, namespace: _Namespace, key: str) -> NetworkPolicy | None:
         policy = namespace.policies.get(key)
+        self._unread.pop(key, None)
         if policy is None:
             return None
-        reason = namespace.too_large.get(key)
+        reason = namespace.too_large.get(key) or policy.rejected
         if key in namespace.costs and namespace.cutoff is not None and key >= namespace.cutoff:
-            policy = namespace.policies[key] = _reduced(policy)
-            namespace.reduced.add(key)
+            if key not in namespace.reduced:
+                _reduce(namespace, policy)
+                namespace.reduced.add(key)
+                policy = namespace.policies[key]
             most = ", ".join(f"{figure} {word}" for word, figure in dataclasses.asdict(self._limits.namespace).items())
             reason = f"up to here namespace {name} needs more than {most}: remove some, or configure a higher limit"
         elif key in namespace.reduced:
             self._unread[key] = None
             reason = f"namespace {name} has room for it again, and it has not been read again yet"
+        if reason is not None and key in namespace.widened:
+            reason += f"; its podSelector is above {_KEPT_SELECTOR_BYTES >> 10} KiB, so it closes the whole namespace"
         return policy if reason is None else dataclasses.replace(policy, rejected=reason)
 
 
-def _reduced(policy: NetworkPolicy) -> NetworkPolicy:
-    """A policy that closes what it selects, without the memory that its rules take.
+def _reduce(namespace: _Namespace, policy: NetworkPolicy) -> None:
+    """Keep of a policy what it closes, without the memory that its rules take.
 
     With a pod selector too large to be kept, it closes every pod of its namespace.
     """
-    kept = _selector_bytes(policy.pod_selector) <= _KEPT_SELECTOR_BYTES
-    selector = policy.pod_selector if kept else EVERYTHING
-    return dataclasses.replace(policy, pod_selector=selector, rules=dict.fromkeys(policy.rules, ()))
+    values = sum(1 + len(requirement.values) for requirement in policy.pod_selector.requirements)
+    selector = policy.pod_selector
+    if values > _KEPT_SELECTOR_VALUES or _selector_bytes(selector) > _KEPT_SELECTOR_BYTES:
+        selector = EVERYTHING
+        namespace.widened.add(policy.key)
+    rules = dict.fromkeys(policy.rules, ())
+    namespace.policies[policy.key] = dataclasses.replace(policy, pod_selector=selector, rules=rules)
 
 
 def _between(order: list[str], before: str | None, after: str | None) -> list[str]:

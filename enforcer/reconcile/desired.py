@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
 from typing import TypeVar
 
 from enforcer.model.addresses import Network
@@ -21,19 +21,6 @@ from enforcer.ruleset.ruleset import Ruleset
 from enforcer.translate.translator import Translator
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """What changes of objects ask of others than the ruleset.
-
-    Attributes:
-        ownership: who owns which network and address, if that is different; else None.
-        unread: keys of policies that the source has to hand on again.
-    """
-
-    ownership: Ownership | None
-    unread: Sequence[str]
 
 
 class Desired:
@@ -104,15 +91,27 @@ class Desired:
         """Whether the policies of an attachment's pod apply; there are none without Kubernetes arguments."""
         return attachment.pod is None or self._endpoints.known(attachment)
 
-    def apply(self, changes: Sequence[Change]) -> Applied:
-        """Take in the present state of objects."""
+    def apply(self, changes: Sequence[Change]) -> Ownership | None:
+        """Take in the present state of objects; who owns what if that is different now."""
         nodes: dict[str, Node | None] = {}
         for change in changes:
             if change.kind is Node:
                 nodes[change.key] = _as(Node, change.object)
             else:
                 self._apply_object(change.kind, change.key, change.object)
-        return Applied(self._apply_nodes(nodes), self._budget.take_unread())
+        return self._apply_nodes(nodes)
+
+    def apply_limits(self) -> None:
+        """Decide which policies are within the limits, once for all that was put in."""
+        for key, judged in self._budget.take():
+            self.changed_policies.add(key)
+            self._put_policy(key, judged)
+            _put(self.policies, key, judged)
+
+    @property
+    def unread(self) -> AbstractSet[str]:
+        """Keys of policies that the source has to hand on again; their pods are closed until it does."""
+        return self._budget.unread
 
     def set_machine(self, machine: Machine) -> Ownership:
         """Take in what the kernel says of this machine; who owns what then."""
@@ -150,10 +149,7 @@ class Desired:
         if kind is Pod:
             self._set_endpoints(self._endpoints.set_pod(key, _as(Pod, value)))
         elif kind is NetworkPolicy:
-            for other, judged in self._budget.put(key, _as(NetworkPolicy, value)):
-                self.changed_policies.add(other)
-                self._put_policy(other, judged)
-                _put(self.policies, other, judged)
+            self._budget.put(key, _as(NetworkPolicy, value))
         else:
             namespace = _as(Namespace, value)
             self._index.set_namespace(key, namespace.labels if namespace else None)

@@ -70,6 +70,8 @@ class Reconciler:
         self._drift = Drift(tables)
         self._recovery = Recovery(self.desired, self._drift, observer)
         self._waiting = WaitingAttachments(self.desired.knows_pod_of)
+        # The policies that the source was asked to hand on again.
+        self._asked: set[str] = set()
         self._synced = False
         self._after_commit: list[Callable[[], None]] = []
 
@@ -174,6 +176,7 @@ class Reconciler:
             policies=len(self.desired.policies),
             attachments=len(self.desired.attachments),
             rejections=self.desired.rejections,
+            unread=len(self.desired.unread),
             stamps=self._epochs.stamps,
         )
 
@@ -186,10 +189,7 @@ class Reconciler:
             self._commit()
 
     def _apply(self, changes: Sequence[Change]) -> None:
-        applied = self.desired.apply(changes)
-        if applied.unread:
-            self._followers.read_again(applied.unread)
-        if applied.ownership is not None:
+        if self.desired.apply(changes) is not None:
             self._tell_ownership()
 
     def _begin(self) -> None:
@@ -236,6 +236,10 @@ class Reconciler:
             raise NotReadyError(f"{what}: the kernel did not take it up in {_COMMIT_SECONDS:.0f} s: {reason}") from None
 
     def _commit(self) -> None:
+        self.desired.apply_limits()
+        if unread := self.desired.unread - self._asked:
+            self._followers.read_again(unread)
+        self._asked = set(self.desired.unread)
         if not self._synced:
             return
         self._recovery.run(self._transact)

@@ -62,7 +62,7 @@ class Stamps:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The state of the loop."""
+    """The state of the loop; ``unread`` policies are closed until the source hands them on again."""
 
     synced: bool
     failure: str | None
@@ -71,4 +71,5 @@ class State:
     policies: int
     attachments: int
     rejections: tuple[Rejection, ...]
+    unread: int
     stamps: Stamps

@@ -260,7 +260,8 @@ class Translator:
             return
         for chain in members.chains:
             users = self._chain_users.get(chain.name, 0)
-            if users == 0:
+            # Another content under a name that is in use is put, too: the plan refuses it.
+            if self._ruleset.chains.get((chain.table, chain.name)) != chain:
                 self._ruleset.put_chain(chain)
             self._chain_users[chain.name] = users + 1
         self._release_chains(before)

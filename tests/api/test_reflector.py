@@ -327,6 +327,58 @@ def test_a_watch_goes_on_where_it_stopped_and_is_listed_anew_only_when_it_is_too
     assert len({query["timeoutSeconds"] for query in queries}) > 1
 
 
+class Paged(BaseHTTPRequestHandler):
+    """Lists policies in two pages, others each time; the first watch is too old, and the page after it fails once."""
+
+    lists = 0
+    refused = False
+
+    def do_GET(self) -> None:
+        path, query = urlsplit(self.path).path, dict(parse_qsl(urlsplit(self.path).query))
+        status, meta, names = 200, {"resourceVersion": "1"}, []
+        if path.endswith("/networkpolicies") and "watch" in query:
+            status = 410 if type(self).lists == 1 else 200
+        elif path.endswith("/networkpolicies") and "continue" not in query:
+            type(self).lists += 1
+            meta["continue"], names = "more", ["a", "b"]
+        elif path.endswith("/networkpolicies"):
+            names = ["y", "z"]
+            if type(self).lists == 2 and not type(self).refused:
+                type(self).refused, status = True, 503
+        # Whatever is listed later is of another version, but for b.
+        items = [
+            {"metadata": {"name": n, "namespace": "x", "resourceVersion": "1" if n == "b" else f"{type(self).lists}"}}
+            for n in names
+        ]
+        self.send_response(status)
+        self.end_headers()
+        if status == 200 and "watch" not in query:
+            self.wfile.write(json.dumps({"metadata": meta, "items": items}).encode())
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_policies_that_are_listed_anew_are_handed_on_at_once_and_only_if_the_list_is_whole() -> None:
+    Paged.lists, Paged.refused = 0, False
+    batches: list[list[str]] = []
+    synced = threading.Event()
+
+    def take(changes: Sequence[Change]) -> None:
+        batches.append([change.key for change in changes])
+
+    with serving(Paged) as host:
+        source = ApiSource(ApiClient(Configuration(host=host)), changes=take, synced=synced.set)
+        source.start()
+        try:
+            assert synced.wait(SECONDS)
+            wait_until(lambda: Paged.refused and Paged.lists >= 3 and len(batches) >= 5, "listed anew", seconds=SECONDS)
+        finally:
+            source.stop()
+    # In the first list, of which nothing is enforced before its end, one at a time.
+    assert batches[:4] == [["x/a"], ["x/b"], ["x/y"], ["x/z"]]
+    assert batches[4] == ["x/a", "x/y", "x/z"]
+
+
 class Silent(BaseHTTPRequestHandler):
     """Lists nothing, and says nothing more on a watch until the test is over; notes which were asked for."""
 

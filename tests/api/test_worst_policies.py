@@ -114,7 +114,8 @@ def test_a_namespace_full_of_large_policies_takes_little_memory_and_each_comes_i
     assert resident_peak(lab) < 200
     lab.plane.kubectl("delete", "networkpolicy", "-n", "full", *names[:5])
     left = names[accepted + 5 if accepted else 5 :]
-    wait_until(lambda: rejected() == left, "as many more are accepted as have gone", seconds=30)
+    assert lab.status(wait=30)["synced"]
+    assert rejected() == left, "as many more are accepted as have gone"
     lab.stop_agent()
     lab.start_agent()
     wait_until(lambda: rejected() == left, "and the same after a restart", seconds=60)

@@ -136,6 +136,14 @@ def test_what_the_api_server_refuses_is_rejected_with_a_reason_that_names_the_fi
     assert all(rules == () for rules in policy.rules.values())
 
 
+def test_what_a_rule_says_twice_is_kept_once() -> None:
+    peers = [{"podSelector": {}}, {"ipBlock": {"cidr": "10.0.0.0/8"}}]
+    (rule,) = decoded(body({"ingress": [{"from": peers * 1000, "ports": [{}, {"port": 80}] * 1000}]})).rules[
+        Direction.INGRESS
+    ]
+    assert (len(rule.peers), len(rule.ports)) == (2, 2)
+
+
 def test_a_reason_names_five_errors_and_counts_the_others() -> None:
     spec = {"ingress": [{"ports": [{"port": 0}] * 20_000}]}
     reason = decoded(body(spec)).rejected
