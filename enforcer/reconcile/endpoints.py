@@ -122,7 +122,7 @@ class Endpoints:
         if pod.completed or pod.host_network:
             return None
         if attachments:
-            addresses = tuple(address for attachment in attachments for address in attachment.addresses)
+            addresses = tuple(dict.fromkeys(a for attachment in attachments for a in attachment.addresses))
         else:
             addresses = tuple(dict.fromkeys(a for a in pod.addresses if a not in self._attached))
         if not addresses:

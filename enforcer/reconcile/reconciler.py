@@ -185,7 +185,7 @@ class Reconciler:
     def _run(self) -> None:
         going_on = True
         while going_on:
-            going_on = self._events.run_all(self._recovery.retry_seconds if self._recovery.failure else None)
+            going_on = self._events.run_all(self._recovery.wait_seconds)
             self._commit()
 
     def _apply(self, changes: Sequence[Change]) -> None:
@@ -201,7 +201,8 @@ class Reconciler:
         self._tell_ownership()
 
     def _tell_ownership(self) -> None:
-        if self._synced and self.desired.nodes:
+        # Without this node's own Node, another's claim on its pods' network could not be told from a just one.
+        if self._synced and self.desired.ownership.pod_cidrs is not None:
             self._followers.ownership(self.desired.ownership)
 
     def _attach(self, attachment: Attachment, known: Future[None]) -> None:

@@ -1,8 +1,14 @@
-"""What is done when the kernel refuses a transaction: everything is rendered, and then without what may be to blame."""
+"""What is done when the kernel refuses a transaction: everything is rendered, then without what may be to blame.
+
+Policies that were closed on suspicion are tried again, half of them at a time, so that in the end only those are closed
+which the kernel refuses by themselves; these too are tried again, ever more rarely.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 import structlog
 
@@ -12,8 +18,22 @@ from enforcer.reconcile.drift import Drift
 from enforcer.reconcile.state import Observer
 
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.2, 10.0
+_FIRST_SUSPECT_SECONDS, _LAST_SUSPECT_SECONDS = 1.0, 300.0
+_NAMED_POLICIES = 5
 
 log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Suspects:
+    """Policies that are closed since the kernel refused a transaction with them.
+
+    ``due`` is when they are tried again, on the clock of ``Recovery``; ``pause`` is in seconds, for the time after.
+    """
+
+    policies: set[str]
+    due: float
+    pause: float = _FIRST_SUSPECT_SECONDS
 
 
 class Recovery:
@@ -21,18 +41,32 @@ class Recovery:
 
     Attributes:
         failure: why the kernel does not hold the desired ruleset; None if it does.
-        retry_seconds: when to try again after a failure.
     """
 
-    def __init__(self, desired: Desired, drift: Drift, observer: Observer) -> None:
+    def __init__(
+        self, desired: Desired, drift: Drift, observer: Observer, *, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._desired = desired
         self._drift = drift
         self._observer = observer
+        self._now = now
+        self._retry_seconds = _FIRST_RETRY_SECONDS
+        self._suspects: list[_Suspects] = []
         self.failure: str | None = None
-        self.retry_seconds = _FIRST_RETRY_SECONDS
+
+    @property
+    def wait_seconds(self) -> float | None:
+        """When to ``run`` again although nothing has happened; None: not at all."""
+        if self.failure is not None:
+            return self._retry_seconds
+        return max(0.0, min(s.due for s in self._suspects) - self._now()) if self._suspects else None
 
     def run(self, transact: Callable[[], None]) -> None:
         """Commit what is desired; if all of it is refused, close what the last changed policies select."""
+        for suspects in self._suspects:
+            # A policy that was edited, or is gone, is tried as it is now.
+            suspects.policies -= self._desired.changed_policies
+        self._suspects = [suspects for suspects in self._suspects if suspects.policies]
         try:
             transact()
         except NftError as error:
@@ -41,33 +75,64 @@ class Recovery:
             self._render_everything(transact)
         else:
             self._succeeded()
+        due = next((suspects for suspects in self._suspects if suspects.due <= self._now()), None)
+        if self.failure is None and due is not None:
+            self._suspects.remove(due)
+            self._try_again(transact, due)
 
     def _render_everything(self, transact: Callable[[], None]) -> None:
         self._drift.needs_full_render = True
         try:
             transact()
         except NftError as error:
-            self._render_without_last(transact, error)
+            changed = self._desired.changed_policies & self._desired.policies.keys()
+            blamed = {key for key in changed if self._desired.policies[key].rejected is None}
+            if self._render_without(transact, blamed, error):
+                self._suspect(blamed, _FIRST_SUSPECT_SECONDS)
+            else:
+                # It was not they.
+                self._desired.readmit(blamed)
         else:
             self._succeeded()
 
-    def _render_without_last(self, transact: Callable[[], None], error: NftError) -> None:
-        blamed = self._desired.changed_policies & self._desired.policies.keys()
-        self._desired.reject(blamed, f"the kernel refused it: {error}")
+    def _render_without(self, transact: Callable[[], None], policies: Collection[str], error: NftError) -> bool:
+        """Close what policies select; whether the kernel takes the rest."""
+        self._desired.reject(policies, f"the kernel refused a change with it: {error}; it is tried again")
+        self._drift.needs_full_render = True
         try:
             transact()
         except NftError as last:
-            # It was not they.
-            self._desired.readmit(blamed)
             self._observer.failed()
             self.failure = str(last)
-            self.retry_seconds = min(self.retry_seconds * 2, _LAST_RETRY_SECONDS)
-            log.error(
-                "full render refused", consequence="the last state stands", error=str(last), retry=self.retry_seconds
-            )
-        else:
-            self._succeeded()
+            self._retry_seconds = min(self._retry_seconds * 2, _LAST_RETRY_SECONDS)
+            log.error("full render refused", consequence="the last state stands", error=str(last),
+                      again_in=self._retry_seconds)  # fmt: skip
+            return False
+        self._succeeded()
+        return True
+
+    def _suspect(self, policies: set[str], pause: float) -> None:
+        """Have policies tried again: one after a pause, several in halves as soon as events leave time."""
+        if len(policies) == 1:
+            self._suspects.append(_Suspects(policies, self._now() + pause, pause))
+            return
+        ordered = sorted(policies)
+        middle = len(ordered) // 2
+        for half in (ordered[:middle], ordered[middle:]):
+            if half:
+                self._suspects.append(_Suspects(set(half), self._now()))
+
+    def _try_again(self, transact: Callable[[], None], suspects: _Suspects) -> None:
+        self._desired.readmit(suspects.policies)
+        try:
+            transact()
+        except NftError as error:
+            self._observer.failed()
+            some = sorted(suspects.policies)[:_NAMED_POLICIES]
+            log.warning("policies refused", count=len(suspects.policies), policies=some, error=str(error))
+            self._render_without(transact, suspects.policies, error)
+            self._suspect(suspects.policies, min(suspects.pause * 2, _LAST_SUSPECT_SECONDS))
 
     def _succeeded(self) -> None:
         self.failure = None
-        self.retry_seconds = _FIRST_RETRY_SECONDS
+        self._retry_seconds = _FIRST_RETRY_SECONDS

@@ -35,7 +35,7 @@ class Followers:
     """Who is told of what, on the loop's thread; nobody unless given.
 
     Attributes:
-        ownership: is told of each new ownership, once Nodes are known.
+        ownership: is told of each new ownership, once this node's own Node is known.
         rejections: is told of all policies that are rejected, when others are.
         read_again: is given the keys of policies that the source has to hand on again.
     """

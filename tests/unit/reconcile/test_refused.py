@@ -18,6 +18,7 @@ from enforcer.reconcile.state import Followers
 from enforcer.ruleset.objects import Counter
 from enforcer.ruleset.plan import Step
 from enforcer.ruleset.ruleset import Ruleset
+from tests.api.processes import wait_until
 
 
 class Tables:
@@ -180,6 +181,43 @@ def test_policies_are_not_blamed_for_a_refusal_that_has_another_cause(loop: Reco
     loop.call(lambda: setattr(tables, "refuses", lambda _: False))
     assert loop.barrier(5)
     assert loop.call(loop.state).rejections == ()
+    assert tables.holds("policy/x/good/ingress/")
+
+
+def rejected(loop: Reconciler) -> set[str]:
+    return {rejection.name for rejection in loop.call(loop.state).rejections}
+
+
+def test_of_all_policies_at_the_start_only_those_that_the_kernel_refuses_stay_closed(tables: Tables) -> None:
+    tables.refuses = lambda chains: any(name.startswith(("policy/x/bad-1/", "policy/x/bad-2/")) for name in chains)
+    reconciler = Reconciler(tables, Settings("here"), Silent(), stamps=NO_STAMPS)
+    written = NetworkPolicy("x", "octal", rules={Direction.INGRESS: ()}, rejected="spec: no")
+    pod = Change(Pod, "x/p", Pod("x", "p", addresses=(parse_address("10.0.0.1"),)))
+    good = [policy(f"good-{number}") for number in range(20)]
+    reconciler.changes([pod, *good, policy("bad-1"), policy("bad-2"), Change(NetworkPolicy, "x/octal", written)])
+    reconciler.start()
+    reconciler.synced()
+    try:
+        wait_until(lambda: rejected(reconciler) == {"bad-1", "bad-2", "octal"}, "the others are in force", seconds=20)
+        reasons = {rejection.name: rejection.reason for rejection in reconciler.call(reconciler.state).rejections}
+        assert reasons["octal"] == "spec: no"
+        assert "the kernel refused a change with it: no" in reasons["bad-1"]
+        # Its pod is closed by them, and is no more when they are gone.
+        reconciler.changes([Change(NetworkPolicy, f"x/{name}", None) for name in ("bad-1", "bad-2", "octal")])
+        assert reconciler.barrier(5)
+        assert rejected(reconciler) == set()
+        assert tables.holds("policy/x/good-19/ingress/")
+    finally:
+        reconciler.stop()
+
+
+def test_a_policy_that_was_refused_for_a_passing_reason_is_tried_again(loop: Reconciler, tables: Tables) -> None:
+    refusals = iter([True, True])
+    tables.refuses = lambda _: next(refusals, False)
+    loop.changes([policy("good")])
+    assert loop.barrier(5)
+    assert rejected(loop) == {"good"}
+    wait_until(lambda: rejected(loop) == set(), "it is in force", seconds=20)
     assert tables.holds("policy/x/good/ingress/")
 
 
