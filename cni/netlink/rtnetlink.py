@@ -13,7 +13,7 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Self
@@ -30,6 +30,8 @@ _GROUPS = 1 << 0 | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10
 _header = struct.Struct("=IHHII")
 _attribute_header = struct.Struct("=HH")
 _u32 = struct.Struct("=I")
+_next_hop = struct.Struct("=HBBi")
+"""struct rtnexthop: length, flags, hops, index."""
 LINK_HEADER = struct.Struct("=BxHiII")
 """struct ifinfomsg: family, type, index, flags, change mask."""
 ADDRESS_HEADER = struct.Struct("=BBBBI")
@@ -132,6 +134,8 @@ class Rta(IntEnum):
     DST = 1
     OIF = 4
     GATEWAY = 5
+    MULTIPATH = 9
+    VIA = 18
 
 
 class Nda(IntEnum):
@@ -278,6 +282,20 @@ def attributes_of(payload: bytes) -> dict[int, bytes]:
         found[kind & _KIND_MASK] = payload[offset + 4 : offset + length]
         offset += max(-(-length // 4) * 4, 4)
     return found
+
+
+def gateways_of(attributes: Mapping[int, bytes]) -> frozenset[bytes]:
+    """The gateways in the attributes of a route, those of each of its next hops (RTA_MULTIPATH) too."""
+    found = {attributes[Rta.GATEWAY]} if Rta.GATEWAY in attributes else set()
+    if Rta.VIA in attributes:
+        # struct rtvia: an address after its family.
+        found.add(attributes[Rta.VIA][2:])
+    hops = attributes.get(Rta.MULTIPATH, b"")
+    while len(hops) >= _next_hop.size:
+        length = max(_next_hop.unpack_from(hops)[0], _next_hop.size)
+        found |= gateways_of(attributes_of(hops[_next_hop.size : length]))
+        hops = hops[-(-length // 4) * 4 :]
+    return frozenset(found)
 
 
 def family_number(value: bytes) -> int:

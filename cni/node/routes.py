@@ -134,9 +134,7 @@ class NodeRoutes:
             case Rtm.NEWADDR | Rtm.DELADDR:
                 return True
             case Rtm.NEWROUTE | Rtm.DELROUTE:
-                destination = rtnetlink.attributes_of(payload[rtnetlink.ROUTE_HEADER.size :]).get(rtnetlink.Rta.DST)
-                length = rtnetlink.ROUTE_HEADER.unpack_from(payload)[1]
-                return destination is not None and Network(destination, length) in self._networks
+                return self._route_concerns_us(payload, gone=kind == Rtm.DELROUTE)
             case Rtm.NEWNEIGH | Rtm.DELNEIGH:
                 return rtnetlink.NEIGHBOUR_HEADER.unpack_from(payload)[1] in self._links
             case Rtm.NEWLINK | Rtm.DELLINK:
@@ -146,11 +144,26 @@ class NodeRoutes:
             case _:
                 return False
 
+    def _route_concerns_us(self, payload: bytes, *, gone: bool) -> bool:
+        _, length, _, _, _, protocol, _, _, _ = rtnetlink.ROUTE_HEADER.unpack_from(payload)
+        attributes = rtnetlink.attributes_of(payload[rtnetlink.ROUTE_HEADER.size :])
+        destination = attributes.get(rtnetlink.Rta.DST)
+        if destination is not None and Network(destination, length) in self._networks:
+            return True
+        if protocol == ROUTE_PROTOCOL:
+            return False
+        if gone:
+            # The gateways of other routes that go are forgotten with the next change.
+            return destination is None
+        known = self._reported.gateways if self._reported is not None else frozenset()
+        return not rtnetlink.gateways_of(attributes) <= known
+
     def _sync(self, ownership: Ownership) -> bool:
-        """Make an ownership so, as far as the kernel takes it; False if it is out of date."""
+        """Make an ownership so, as far as the kernel takes it; False if it is out of date, or if that is not known."""
         if ownership.pod_cidrs is not None and ownership.pod_cidrs != self._pod_cidrs:
             self._pod_cidrs = ownership.pod_cidrs
             self._set_pod_cidrs(ownership.pod_cidrs)
+        found: _Routes | None = None
         failures: frozenset[str]
         try:
             with Netlink() as nl:
@@ -166,7 +179,7 @@ class NodeRoutes:
         if failures - self._failures:
             log.error("routes not set", errors=sorted(failures))
         self._failures = failures
-        return True
+        return found is not None
 
     def _sync_with(self, nl: Netlink, ownership: Ownership, found: _Routes) -> frozenset[str]:
         """Make everything as it is wanted; what could not be done, in words."""
@@ -215,8 +228,7 @@ def _routes(nl: Netlink) -> _Routes:
                 link = int.from_bytes(attributes.get(rtnetlink.Rta.OIF, b""), "little")
                 routes.ours[Network(destination, length)] = (gateway, link)
                 continue
-            if gateway is not None:
-                routes.gateways.add(gateway)
+            routes.gateways |= rtnetlink.gateways_of(attributes)
             if destination is not None:
                 routes.networks.add(Network(destination, length))
     return routes

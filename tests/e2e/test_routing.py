@@ -525,6 +525,26 @@ def test_a_younger_node_takes_nothing_from_those_that_are_there(site: Site) -> N
     assert f"a0: pod network 10.244.2.0/24 overlaps one of {site.name('b')}" in site.log("a")
 
 
+def test_a_network_that_holds_a_gateway_is_refused_whenever_it_becomes_one(site: Site) -> None:
+    site.add("a", Place(1, 1))
+    site.publish(
+        one=node_object("one", "10.8.1.128/26", "10.8.9.1"), two=node_object("two", "10.8.1.64/26", "10.8.9.2")
+    )
+    site.settle()
+    assert {"10.8.1.128/26", "10.8.1.64/26"} <= set(routes(site, "a"))
+    hops = [word for host in (130, 70) for word in ("nexthop", "via", f"10.8.1.{host}", "dev", "eth0")]
+    site.inside("a", "ip", "route", "replace", "default", "via", "10.8.1.130")
+    site.until(lambda: "10.8.1.128/26" not in routes(site, "a"), "a route does not lead past the gateway")
+    assert "10.8.1.64/26" in routes(site, "a")
+    site.inside("a", "ip", "route", "replace", "default", *hops)
+    site.until(lambda: "10.8.1.64/26" not in routes(site, "a"), "nor past one of several")
+    assert "one: pod network 10.8.1.128/26 holds an address of this node, of this machine or of a gateway" in site.log(
+        "a"
+    )
+    site.inside("a", "ip", "route", "del", "default")
+    site.until(lambda: {"10.8.1.128/26", "10.8.1.64/26"} <= set(routes(site, "a")), "they are routed again")
+
+
 def test_uninstall_removes_the_tunnel(site: Site) -> None:
     a, *_ = pair(site)
     a.stop_agent()
