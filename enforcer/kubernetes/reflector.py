@@ -1,9 +1,9 @@
 """The Kubernetes API as a source: list, then watch, of the four kinds, each on a thread of its own.
 
 A list is read in pages; a watch goes on from the list's resource version, and from the last event's or bookmark's after
-a disconnect. Where the server has forgotten that version (410), the kind is listed anew: what the new list lacks is
-handed on as gone, so no change falls between, and what it has the same costs nothing. Errors leave the last state as it
-is: they are logged, and tried again with growing, jittered pauses.
+a disconnect. Where the server has forgotten that version (410), the kind is listed anew, and what differs is handed on
+at once, so no state is enforced that the API never had. Errors leave the last state as it is: they are logged, and
+tried again with growing, jittered pauses.
 
 Requests are made by ``resources``; bodies are decoded by ``decoding``.
 """
@@ -78,8 +78,8 @@ class ApiSource:
         # Policies to be read again, by namespace, and those that are being read.
         self._unread: dict[str, dict[str, None]] = {}
         self._reading: list[str] = []
-        # Of large objects, what the last list had of those that have not changed since; for their own thread.
-        self._digests: dict[str, bytes] = {}
+        # What the last list had of the objects that have not changed since; each kind is for its own thread.
+        self._digests: dict[type[Object], dict[str, bytes]] = {resource.kind: {} for resource in RESOURCES}
         self._threads = [
             threading.Thread(target=self._read_unread, name="NetworkPolicy read again", daemon=True),
         ]
@@ -208,33 +208,27 @@ class ApiSource:
                     again_in=round(wait, 2), hint=hint)  # fmt: skip
 
     def _relist(self, resource: Resource) -> str:
-        """Hand on all that there is, and what is gone, at once; returns the list's resource version.
+        """Hand on what differs from the list before, and what is gone, at once; returns the list's resource version.
 
-        Large objects are handed on one at a time in the first list, of which nothing is enforced before its end. Later,
-        those that are as they were are left out.
+        The first list is handed on page by page, since nothing of it is enforced before its end.
         """
         found: list[tuple[Metadata, list[Change]]] = []
-        listed: set[str] = set()
         digests: dict[str, bytes] = {}
         version = ""
         with self._lock:
             first = resource.kind in self._unlisted
+        before = self._digests[resource.kind]
         for page in resources.pages(self._api, resource):
             version = page.resource_version
             for body in page.bodies:
-                key = body.metadata.key
-                listed.add(key)
-                if resource.large:
-                    digests[key] = hashlib.blake2b(body.json, digest_size=16).digest()
-                    if self._digests.get(key) == digests[key]:
-                        continue
-                found.append((body.metadata, self._decoded(resource.kind, body)))
-                if resource.large and first:
-                    self._hand_on(resource.kind, found)
-                    found = []
-        self._hand_on(resource.kind, found, gone=[key for key in self._known[resource.kind] if key not in listed])
-        if resource.large:
-            self._digests = digests
+                digest = digests[body.metadata.key] = hashlib.blake2b(body.json, digest_size=16).digest()
+                if before.get(body.metadata.key) != digest:
+                    found.append((body.metadata, self._decoded(resource.kind, body)))
+            if first:
+                self._hand_on(resource.kind, found)
+                found = []
+        self._hand_on(resource.kind, found, gone=[key for key in self._known[resource.kind] if key not in digests])
+        self._digests[resource.kind] = digests
         return version
 
     def _hand_on(
@@ -262,8 +256,8 @@ class ApiSource:
             if self._stopped.is_set():
                 return
             metadata = event.body.metadata
-            if resource.large and event.type != "BOOKMARK":
-                self._digests.pop(metadata.key, None)
+            if event.type != "BOOKMARK":
+                self._digests[resource.kind].pop(metadata.key, None)
             if event.type == "DELETED":
                 self._hand_on(resource.kind, (), gone=[metadata.key])
             elif event.type != "BOOKMARK":
@@ -284,21 +278,19 @@ class ApiSource:
             with self._lock:
                 self._lock.wait_for(lambda: self._unread)
                 keys = self._reading = self._next_unread()
-            try:
-                self._read_policies(keys)
-            except Exception as error:  # noqa: BLE001 - see _follow
-                wait = max(pause * random.uniform(0.5, 1.5), getattr(error, "retry_after", 0.0))  # noqa: S311 - jitter
-                pause = min(pause * 2, _LAST_READ_AGAIN_PAUSE_SECONDS)
-                log.warning("policies not read again", consequence="their pods stay closed", policies=keys,
-                            error=str(error), again_in=round(wait, 2))  # fmt: skip
-                self.read_again(keys)
-                self._stopped.wait(wait)
-            else:
-                pause = _FIRST_PAUSE_SECONDS
+            error = self._read_policies(keys)
             with self._lock:
                 self._reading = []
                 self._lock.notify_all()
-            self._rest()
+            if error is None:
+                pause = _FIRST_PAUSE_SECONDS
+                self._rest()
+                continue
+            wait = max(pause * random.uniform(0.5, 1.5), getattr(error, "retry_after", 0.0))  # noqa: S311 - jitter
+            pause = min(pause * 2, _LAST_READ_AGAIN_PAUSE_SECONDS)
+            log.warning("policies not read again", consequence="their pods stay closed", first=keys[0],
+                        error=str(error), again_in=round(wait, 2))  # fmt: skip
+            self._stopped.wait(wait)
 
     def _rest(self) -> None:
         self._stopped.wait(_READ_AGAIN_PAUSE_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
@@ -311,25 +303,42 @@ class ApiSource:
             self._unread[namespace] = dict.fromkeys(left)
         return waiting[:_READ_TOGETHER]
 
-    def _read_policies(self, keys: Sequence[str]) -> None:
-        """Hand on policies once more, those that are still what was handed on; newer ones come by the watch."""
-        read: list[Body] = []
+    def _read_policies(self, keys: Sequence[str]) -> Exception | None:
+        """Hand on policies once more, those that are still what was handed on; newer ones come by the watch.
+
+        Returns:
+            Why some could not be read, which are then among those to be read again; None if all were.
+        """
+        read: list[tuple[Metadata, list[Change]]] = []
+        failure: Exception | None = None
         for place, key in enumerate(keys):
             if place:
                 self._rest()
-            body = resources.policy(self._api, key)
-            with self._lock:
-                known = self._known[NetworkPolicy].get(key)
-            version = -1 if body is None else body.metadata.version
-            if known is not None and version < known:
-                raise _BehindError(f"{key}: version {known} was handed on, and the server has {version}")
-            if body is not None and version == known:
-                read.append(body)
-        found = [(body.metadata, self._decoded(NetworkPolicy, body)) for body in read]
+            try:
+                body = self._read_policy(key)
+            except Exception as error:  # noqa: BLE001 - see _follow
+                failure = error
+                behind = isinstance(error, _BehindError)
+                self.read_again([key] if behind else keys[place:])
+                if not behind:
+                    break
+            else:
+                if body is not None:
+                    read.append((body.metadata, self._decoded(NetworkPolicy, body)))
         with self._lock:
-            known_now = self._known[NetworkPolicy]
-            still = [entry for entry in found if known_now.get(entry[0].key) == entry[0].version]
-            self._hand_on(NetworkPolicy, still)
+            known = self._known[NetworkPolicy]
+            self._hand_on(NetworkPolicy, [entry for entry in read if known.get(entry[0].key) == entry[0].version])
+        return failure
+
+    def _read_policy(self, key: str) -> Body | None:
+        """A policy as it was handed on; None if the watch has brought, or is to bring, another."""
+        body = resources.policy(self._api, key)
+        version = -1 if body is None else body.metadata.version
+        with self._lock:
+            known = self._known[NetworkPolicy].get(key)
+        if known is not None and version < known:
+            raise _BehindError(f"{key}: version {known} was handed on, and the server has {version}")
+        return body if version == known else None
 
     def _decoded(self, kind: type[Object], body: Body) -> list[Change]:
         """What an object is now; one that cannot be read is absent, which closes, and is reported."""

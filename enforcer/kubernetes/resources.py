@@ -38,21 +38,19 @@ class Resource:
         path: of the collection, over all namespaces.
         fields: a field selector that spares the server what is not used.
         page: how many objects are asked for at once at most.
-        large: whether an object may be so large that a list of them must never be in memory at once.
     """
 
     kind: type[Object]
     path: str
     fields: str = ""
     page: int = 500
-    large: bool = False
 
 
 RESOURCES = (
     Resource(Namespace, "/api/v1/namespaces"),
     Resource(Node, "/api/v1/nodes"),
     Resource(Pod, "/api/v1/pods", "status.phase!=Succeeded,status.phase!=Failed,spec.hostNetwork=false"),
-    Resource(NetworkPolicy, "/apis/networking.k8s.io/v1/networkpolicies", page=50, large=True),
+    Resource(NetworkPolicy, "/apis/networking.k8s.io/v1/networkpolicies", page=50),
 )
 
 
