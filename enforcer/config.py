@@ -112,8 +112,8 @@ class Config(msgspec.Struct, rename="camel", frozen=True, kw_only=True, forbid_u
         Meta(
             ge=1,
             lt=1 << 32,
-            description="How many set elements one policy may need: ranges of ports, and what is left of ipBlocks with "
-            "excepts. Pods do not count.",
+            description="How many set elements one policy may need: ports, ranges of ports, and what is left of "
+            "ipBlocks with excepts. Pods do not count.",
         ),
     ] = 10_000
     policy_bytes: Annotated[
