@@ -56,6 +56,7 @@ class EventWriter:
         nodes: asks for the names of all nodes.
         period_seconds: how long an Event is left as it is.
         spread_seconds: over which nodes spread themselves after a change.
+        clock: seconds since 1970.
     """
 
     def __init__(
@@ -66,12 +67,14 @@ class EventWriter:
         nodes: Callable[[], Collection[str]],
         period_seconds: int = _PERIOD_SECONDS,
         spread_seconds: float = _SPREAD_SECONDS,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._api = api
         self._node = node
         self._nodes = nodes
         self._period = period_seconds
         self._spread = spread_seconds
+        self._clock = clock
         self._changed = threading.Condition()
         self._stopped = threading.Event()
         self._rejections: tuple[Rejection, ...] = ()
@@ -114,7 +117,7 @@ class EventWriter:
                 continue
             pause = _FIRST_PAUSE_SECONDS
             # Without rejections there is nothing to write again.
-            left = self._period - time.time() % self._period if rejections else None
+            left = self._period - self._clock() % self._period if rejections else None
             with self._changed:
                 changed = self._changed.wait_for(partial(self._differ, rejections), left)
             # Nodes do not all come at once.
@@ -129,7 +132,7 @@ class EventWriter:
         ours = (rejection for rejection in rejections if self._node in writers_of(rejection.uid, nodes, self._node))
         events = {event["metadata"]["name"]: event for event in map(event_of, ours)}
         self._written = {name: period for name, period in self._written.items() if name in events}
-        period = int(time.time() // self._period)
+        period = int(self._clock() // self._period)
         for name, event in events.items():
             if self._stopped.is_set():
                 return
@@ -158,7 +161,7 @@ class EventWriter:
                     raise
             else:
                 return
-        now = _time(time.time())
+        now = _time(self._clock())
         try:
             self._send("POST", path, event | {"firstTimestamp": now, "lastTimestamp": now})
         except StatusError as error:

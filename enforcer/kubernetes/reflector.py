@@ -15,7 +15,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -42,9 +42,9 @@ _GONE = 410
 
 @dataclass(slots=True)
 class _Health:
-    """When a resource was last heard of (monotonic seconds), and what is wrong now, if anything."""
+    """When a resource was last heard of (seconds of the source's clock), and what is wrong now, if anything."""
 
-    heard: float = field(default_factory=time.monotonic)
+    heard: float
     last_error: str = ""
 
 
@@ -59,21 +59,28 @@ class ApiSource:
         api: see ``client.connect``.
         changes: takes differences, on the threads of the watches. Must not raise.
         synced: called once, when a first list of every kind has been handed on.
+        clock: seconds that never go back.
     """
 
     def __init__(
-        self, api: ApiClient, *, changes: Callable[[Sequence[Change]], None], synced: Callable[[], None]
+        self,
+        api: ApiClient,
+        *,
+        changes: Callable[[Sequence[Change]], None],
+        synced: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
         self._changes = changes
         self._synced = synced
+        self._clock = clock
         self._stopped = threading.Event()
         self._lock = threading.Condition()
         # What has been handed on: the version of each object by key, and how far each watch has come.
         self._known: dict[type[Object], dict[str, int]] = {resource.kind: {} for resource in RESOURCES}
         self._reached = {resource.kind: 0 for resource in RESOURCES}
         self._unlisted = {resource.kind for resource in RESOURCES}
-        self._health = {resource.kind: _Health() for resource in RESOURCES}
+        self._health = {resource.kind: _Health(clock()) for resource in RESOURCES}
         self._refused: dict[tuple[type[Object], str], Rejection] = {}
         # Policies to be read again, by namespace, and those that are being read.
         self._unread: dict[str, dict[str, None]] = {}
@@ -103,17 +110,17 @@ class ApiSource:
 
     def catch_up(self, seconds: float) -> bool:
         """Wait until all that the server holds now has been handed on; False if that takes longer, or is not known."""
-        deadline = time.monotonic() + seconds
+        deadline = self._clock() + seconds
         try:
             for resource in RESOURCES:
                 wanted, version = resources.versions(self._api, resource)
                 with self._lock:
                     covers = partial(self._covers, resource.kind, wanted, version)
-                    if not self._lock.wait_for(covers, max(0.0, deadline - time.monotonic())):
+                    if not self._lock.wait_for(covers, max(0.0, deadline - self._clock())):
                         return False
             with self._lock:
                 read = self._lock.wait_for(
-                    lambda: not self._unread and not self._reading, max(0.0, deadline - time.monotonic())
+                    lambda: not self._unread and not self._reading, max(0.0, deadline - self._clock())
                 )
         except Exception as error:  # noqa: BLE001 - see _follow
             log.warning("source unavailable", error=str(error))
@@ -142,7 +149,7 @@ class ApiSource:
 
     def status(self) -> tuple[SourceStatus, ...]:
         """How old what was handed on of each kind is, and why no more is heard, if so."""
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
             return tuple(
                 SourceStatus(kind.__name__, now - health.heard, health.last_error)
@@ -159,12 +166,12 @@ class ApiSource:
                 if not version:
                     version = self._relist(resource)
                     self._listed(resource)
-                begun = time.monotonic()
+                begun = self._clock()
                 for reached in self._watch(resource, version):
                     version = reached
                     pause = _FIRST_PAUSE_SECONDS
                     self._heard(resource)
-                if time.monotonic() - begun < _SHORT_WATCH_SECONDS:
+                if self._clock() - begun < _SHORT_WATCH_SECONDS:
                     # A server, or a proxy before it, that ends each watch at once is not asked without a rest.
                     self._stopped.wait(_FIRST_PAUSE_SECONDS)
             except Exception as error:  # noqa: BLE001 - no error of transport, credentials or bodies ends a watch
@@ -194,7 +201,7 @@ class ApiSource:
         with self._lock:
             health = self._health[resource.kind]
             restored = bool(health.last_error)
-            health.heard, health.last_error = time.monotonic(), ""
+            health.heard, health.last_error = self._clock(), ""
         if restored:
             log.info("source recovered", resource=resource.path)
 

@@ -54,14 +54,21 @@ class DirectorySource:
         changes: takes differences, in the watcher's thread; called once with all at the start (if there is anything),
             and then once for what arrived together. Must not raise.
         synced: called once, in the watcher's thread, when all that the directory held at the start is handed on.
+        clock: seconds that never go back.
     """
 
     def __init__(
-        self, directory: Path, *, changes: Callable[[Sequence[Change]], None], synced: Callable[[], None]
+        self,
+        directory: Path,
+        *,
+        changes: Callable[[Sequence[Change]], None],
+        synced: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._root = directory.absolute()
         self._changes = changes
         self._synced = synced
+        self._clock = clock
         self._thread: threading.Thread | None = None
         self._inotify: INotify
         self._wake: int = -1
@@ -76,7 +83,7 @@ class DirectorySource:
         self._files: dict[str, ManifestFile] = {}
         self._refused: dict[str, list[Rejection]] = {}
         self._unreadable: dict[str, str] = {}
-        self._unsettled = Unsettled(time.monotonic)
+        self._unsettled = Unsettled(clock)
         self._awaiting: deque[tuple[int, float]] = deque()
         self._links: set[str] = set()
         self._dangling = False
@@ -190,7 +197,7 @@ class DirectorySource:
     def _complete(self, requested: int) -> None:
         """Let rescans return, once no file is awaited any more that had been renamed before."""
         if requested > (self._awaiting[-1][0] if self._awaiting else self._completed):
-            self._awaiting.append((requested, time.monotonic()))
+            self._awaiting.append((requested, self._clock()))
         with self._condition:
             while self._awaiting and not self._unsettled.any_renamed_by(self._awaiting[0][1]):
                 self._completed = self._awaiting.popleft()[0]

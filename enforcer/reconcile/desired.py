@@ -33,7 +33,6 @@ class Desired:
         nodes: the Node objects, by name.
         ownership: who owns which network and address.
         changed_policies: keys of policies that are different since the loop last cleared this.
-        rejections_changed: whether ``rejections`` are different since the loop last cleared this.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -51,7 +50,9 @@ class Desired:
         self.ownership = Ownership()
         self.policies: dict[str, NetworkPolicy] = {}
         self.changed_policies: set[str] = set()
-        self.rejections_changed = False
+        self._rejections_changed = self._ownership_resolved = False
+        # Policies that the source was asked to hand on again.
+        self._asked: frozenset[str] = frozenset()
 
     @property
     def cluster(self) -> Cluster:
@@ -91,15 +92,15 @@ class Desired:
         """Whether the policies of an attachment's pod apply; there are none without Kubernetes arguments."""
         return attachment.pod is None or self._endpoints.known(attachment)
 
-    def apply(self, changes: Sequence[Change]) -> Ownership | None:
-        """Take in the present state of objects; who owns what if that is different now."""
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Take in the present state of objects."""
         nodes: dict[str, Node | None] = {}
         for change in changes:
             if change.kind is Node:
                 nodes[change.key] = _as(Node, change.object)
             else:
                 self._apply_object(change.kind, change.key, change.object)
-        return self._apply_nodes(nodes)
+        self._apply_nodes(nodes)
 
     def apply_limits(self) -> None:
         """Decide which policies are within the limits, once for all that was put in."""
@@ -113,10 +114,32 @@ class Desired:
         """Keys of policies that the source has to hand on again; their pods are closed until it does."""
         return self._budget.unread
 
-    def set_machine(self, machine: Machine) -> Ownership:
-        """Take in what the kernel says of this machine; who owns what then."""
+    def take_unread(self) -> AbstractSet[str]:
+        """Those of ``unread`` that were not among them at the last call."""
+        new = self._budget.unread - self._asked
+        self._asked = frozenset(self._budget.unread)
+        return new
+
+    def take_rejections(self) -> tuple[Rejection, ...] | None:
+        """``rejections``, if they are different since the last call."""
+        changed, self._rejections_changed = self._rejections_changed, False
+        return self.rejections if changed else None
+
+    def take_ownership(self) -> Ownership | None:
+        """``ownership``, if it was resolved anew since the last call.
+
+        None until this node's own Node is known: without it, another's claim on its pods' network could not be told
+        from a just one.
+        """
+        if self.ownership.pod_cidrs is None:
+            return None
+        resolved, self._ownership_resolved = self._ownership_resolved, False
+        return self.ownership if resolved else None
+
+    def set_machine(self, machine: Machine) -> None:
+        """Take in what the kernel says of this machine."""
         self._machine = machine
-        return self._resolve_ownership()
+        self._resolve_ownership()
 
     def attach(self, attachment: Attachment) -> None:
         """Put an attachment."""
@@ -158,7 +181,7 @@ class Desired:
         for key, endpoint in changes.items():
             self._index.set_endpoint(key, endpoint)
 
-    def _apply_nodes(self, nodes: Mapping[str, Node | None]) -> Ownership | None:
+    def _apply_nodes(self, nodes: Mapping[str, Node | None]) -> None:
         # This node's own that is gone leaves its pods behind: it counts as it was last known.
         changed = {
             name: node
@@ -170,19 +193,20 @@ class Desired:
         if (own := changed.get(self._node)) is not None:
             self._own_networks = own.pod_cidrs
             self.translator.own_networks_changed(own.pod_cidrs)
-        return self._resolve_ownership() if changed else None
+        if changed:
+            self._resolve_ownership()
 
-    def _resolve_ownership(self) -> Ownership:
+    def _resolve_ownership(self) -> None:
         self.ownership = resolve_ownership(self.nodes, own=self._node, machine=self._machine)
         self.translator.ownership_changed(self.ownership)
-        return self.ownership
+        self._ownership_resolved = True
 
     def _put_policy(self, key: str, policy: NetworkPolicy | None) -> None:
         self._index.set_policy(key, policy)
         rejection = None
         if policy is not None and policy.rejected is not None:
             rejection = Rejection("NetworkPolicy", policy.namespace, policy.name, policy.rejected, policy.uid)
-        self.rejections_changed |= rejection != self._rejected.get(key)
+        self._rejections_changed |= rejection != self._rejected.get(key)
         _put(self._rejected, key, rejection)
 
 

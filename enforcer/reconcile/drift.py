@@ -7,6 +7,7 @@ import contextlib
 import structlog
 
 from enforcer.kernel.nftables import NftError, Tables
+from enforcer.reconcile.state import Observer
 
 log = structlog.get_logger()
 
@@ -18,21 +19,22 @@ class Drift:
         needs_full_render: whether the next commit has to start from what the kernel holds; true at first.
     """
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, observer: Observer) -> None:
         self._tables = tables
+        self._observer = observer
         self._accounted = 0
         self.needs_full_render = True
 
-    def ruleset_changed(self, generation: int | None) -> bool:
-        """Take in that a commit touched our tables (None: that one may have); whether it was another program's."""
+    def ruleset_changed(self, generation: int | None) -> None:
+        """Take in that a commit touched our tables (None: that one may have)."""
         if generation is not None and self._tables.is_own(generation):
-            return False
+            return
         with contextlib.suppress(NftError):
             if generation is None and self._tables.all_own_since(self._accounted):
-                return False
+                return
         log.warning("ruleset changed by another process", consequence="full render", generation=generation)
         self.needs_full_render = True
-        return True
+        self._observer.repaired()
 
     def begin(self) -> int:
         """The generation from which the commit to come is accounted for."""

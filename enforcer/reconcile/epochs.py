@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -67,15 +66,21 @@ class EpochRenewal:
     Args:
         commits: commits the epoch.
         put: has a function called on the loop's thread.
+        clock: seconds that never go back.
     """
 
     def __init__(
-        self, commits: Commits, observer: Observer, put: Callable[[Callable[[], None]], None], kernel: StampKernel
+        self,
+        commits: Commits,
+        observer: Observer,
+        put: Callable[[Callable[[], None]], None],
+        kernel: StampKernel,
+        clock: Callable[[], float],
     ) -> None:
         self._commits = commits
         self._observer = observer
         self._put = put
-        self._cleaner = StampCleaner(commits.epochs.mark, self._report_cleared, kernel.clear)
+        self._cleaner = StampCleaner(commits.epochs.mark, self._report_cleared, kernel.clear, clock)
         self._grace = GracePeriods(self._report_grace_over, kernel.wait_for_packets)
         self._clearing: set[int] = set()
         self._knowledge = 0
@@ -150,10 +155,17 @@ class EpochRenewal:
 class StampCleaner:
     """Clears groups of epochs one after the other; ``report`` hears of each, on this object's thread."""
 
-    def __init__(self, mark: ConnectionMark, report: Callable[[Cleared], None], clear: Callable[..., int]) -> None:
+    def __init__(
+        self,
+        mark: ConnectionMark,
+        report: Callable[[Cleared], None],
+        clear: Callable[..., int],
+        clock: Callable[[], float],
+    ) -> None:
         self._mark = mark
         self._report = report
         self._clear_marks = clear
+        self._clock = clock
         self._asked: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stamp cleaner", daemon=True)
@@ -191,7 +203,7 @@ class StampCleaner:
             pause, retry = retry, min(retry * 2, _LAST_RETRY_SECONDS)
 
     def _clear(self, group: int, knowledge: int) -> Cleared:
-        started = time.perf_counter()
+        started = self._clock()
         try:
             count = self._clear_marks(value=self._mark.group(group), mask=self._mark.group_mask, bits=self._mark.mask)
         except OSError as error:
@@ -202,7 +214,7 @@ class StampCleaner:
                 hint="is the kernel module nf_conntrack_netlink loaded?",
             )
             return Cleared(group, knowledge, failure=str(error))
-        ms = round((time.perf_counter() - started) * 1e3, 3)
+        ms = round((self._clock() - started) * 1e3, 3)
         log.info("stamps cleared", connections=count, ms=ms)
         return Cleared(group, knowledge, connections=count)
 

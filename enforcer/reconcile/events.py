@@ -1,4 +1,4 @@
-"""The queue of the loop: functions that other threads have called on the loop's thread."""
+"""The queue of the loop: functions that other threads have called on the loop's thread, and who waits for a commit."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ class EventQueue:
 
     def __init__(self) -> None:
         self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        # For the loop's thread.
+        self._uncommitted: list[Future[None]] = []
 
     # Any thread
 
@@ -25,6 +27,17 @@ class EventQueue:
     def close(self) -> None:
         """End the loop after the events that were put before."""
         self._events.put(None)
+
+    def submit(self, event: Callable[[], None]) -> Future[None]:
+        """Have an event run soon; the future has its result when the kernel holds what the event changed."""
+        future: Future[None] = Future()
+
+        def run() -> None:
+            event()
+            self._uncommitted.append(future)
+
+        self._events.put(run)
+        return future
 
     def call(self, function: Callable[[], T], seconds: float) -> T:
         """Run a function between transactions and return its result, or raise what it raised.
@@ -59,3 +72,9 @@ class EventQueue:
         except queue.Empty:
             return True
         return False
+
+    def committed(self) -> None:
+        """Give their result to the futures of all events that have run."""
+        for future in self._uncommitted:
+            future.set_result(None)
+        self._uncommitted.clear()

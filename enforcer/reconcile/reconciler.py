@@ -48,17 +48,28 @@ class Reconciler:
     ``start`` runs it in a thread of its own. Nothing is committed before ``synced`` has been called once; the first
     commit replaces whatever an earlier agent left.
 
+    Args:
+        stamps: what the kernel is asked of stamps and packets.
+        clock: seconds that never go back.
+
     Attributes:
         desired: objects, attachments and what they mean; for the loop's thread, which ``call`` leads to.
         denials: what each policy has denied; for the loop's thread.
     """
 
     def __init__(
-        self, tables: Tables, settings: Settings, observer: Observer, *, stamps: StampKernel = STAMP_KERNEL
+        self,
+        tables: Tables,
+        settings: Settings,
+        observer: Observer,
+        *,
+        stamps: StampKernel = STAMP_KERNEL,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tables = tables
         self._settings = settings
         self._observer = observer
+        self._clock = clock
         self._events = EventQueue()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
         self._followers = Followers()
@@ -66,14 +77,11 @@ class Reconciler:
         self.desired = Desired(settings)
         self.denials = Denials(settings.state_folder)
         self._commits = Commits(tables, self.desired.ruleset, self.desired.translator, self.denials)
-        self._epochs = EpochRenewal(self._commits, observer, self._events.put, stamps)
-        self._drift = Drift(tables)
-        self._recovery = Recovery(self.desired, self._drift, observer)
+        self._epochs = EpochRenewal(self._commits, observer, self._events.put, stamps, clock)
+        self._drift = Drift(tables, observer)
+        self._recovery = Recovery(self.desired, self._drift, observer, clock)
         self._waiting = WaitingAttachments(self.desired.knows_pod_of)
-        # The policies that the source was asked to hand on again.
-        self._asked: set[str] = set()
         self._synced = False
-        self._after_commit: list[Callable[[], None]] = []
 
     # Doors: any thread
 
@@ -98,7 +106,7 @@ class Reconciler:
 
     def changes(self, changes: Sequence[Change]) -> None:
         """Take in the present state of objects."""
-        self._events.put(lambda: self._apply(changes))
+        self._events.put(lambda: self.desired.apply(changes))
 
     def synced(self) -> None:
         """Say that all the source holds has been handed to ``changes`` once."""
@@ -113,7 +121,7 @@ class Reconciler:
             NotReadyError: the kernel does not hold it.
         """
         known: Future[None] = Future()
-        committed = self._submit(lambda: self._attach(attachment, known))
+        committed = self._events.submit(lambda: self._attach(attachment, known))
         self._wait(committed, f"attach {attachment.pod or attachment.key}")
         try:
             known.result(self._settings.unknown_pod_wait)
@@ -137,28 +145,24 @@ class Reconciler:
             NotReadyError: the kernel may still hold some of it.
         """
         if self.call(lambda: self._synced):
-            self._wait(self._submit(lambda: self._detach(key)), f"detach {key}")
+            self._wait(self._events.submit(lambda: self._detach(key)), f"detach {key}")
         else:
             # The first commit will hold nothing of it.
             self._events.put(lambda: self._detach(key))
 
     def machine_changed(self, machine: Machine) -> None:
         """Take in what the kernel says of this machine."""
-        self._events.put(lambda: self._set_machine(machine))
+        self._events.put(lambda: self.desired.set_machine(machine))
 
     def ruleset_changed(self, generation: int | None) -> None:
         """Take in that a commit touched our tables (None: that one may have)."""
-        self._events.put(lambda: self._take_ruleset_changed(generation))
+        self._events.put(lambda: self._drift.ruleset_changed(generation))
 
     def barrier(self, seconds: float) -> bool:
-        """Wait until the kernel holds all that was put before.
-
-        Returns:
-            False if that takes longer than ``seconds``.
-        """
+        """Wait until the kernel holds all that was put before; False if that takes longer than ``seconds``."""
         try:
-            self._submit(lambda: None).result(seconds)
-        except (FutureTimeout, NotReadyError):
+            self._events.submit(lambda: None).result(seconds)
+        except FutureTimeout:
             return False
         return True
 
@@ -188,22 +192,8 @@ class Reconciler:
             going_on = self._events.run_all(self._recovery.wait_seconds)
             self._commit()
 
-    def _apply(self, changes: Sequence[Change]) -> None:
-        if self.desired.apply(changes) is not None:
-            self._tell_ownership()
-
     def _begin(self) -> None:
         self._synced = True
-        self._tell_ownership()
-
-    def _set_machine(self, machine: Machine) -> None:
-        self.desired.set_machine(machine)
-        self._tell_ownership()
-
-    def _tell_ownership(self) -> None:
-        # Without this node's own Node, another's claim on its pods' network could not be told from a just one.
-        if self._synced and self.desired.ownership.pod_cidrs is not None:
-            self._followers.ownership(self.desired.ownership)
 
     def _attach(self, attachment: Attachment, known: Future[None]) -> None:
         self.desired.attach(attachment)
@@ -212,21 +202,6 @@ class Reconciler:
     def _detach(self, key: str) -> None:
         self._waiting.remove(key)
         self.desired.detach(key)
-
-    def _take_ruleset_changed(self, generation: int | None) -> None:
-        if self._drift.ruleset_changed(generation):
-            self._observer.repaired()
-
-    def _submit(self, event: Callable[[], None]) -> Future[None]:
-        """Put an event; the future has its result when the kernel holds what the event changed."""
-        committed: Future[None] = Future()
-
-        def run() -> None:
-            event()
-            self._after_commit.append(lambda: committed.set_result(None))
-
-        self._events.put(run)
-        return committed
 
     def _wait(self, committed: Future[None], what: str) -> None:
         try:
@@ -238,23 +213,21 @@ class Reconciler:
 
     def _commit(self) -> None:
         self.desired.apply_limits()
-        if unread := self.desired.unread - self._asked:
+        if unread := self.desired.take_unread():
             self._followers.read_again(unread)
-        self._asked = set(self.desired.unread)
         if not self._synced:
             return
+        if (ownership := self.desired.take_ownership()) is not None:
+            self._followers.ownership(ownership)
         self._recovery.run(self._transact)
         if self._recovery.failure is not None:
             return
         if self.desired.changed_policies:
             self.denials.keep(self.desired.policies)
             self.desired.changed_policies.clear()
-        if self.desired.rejections_changed:
-            self.desired.rejections_changed = False
-            self._followers.rejections(self.desired.rejections)
-        for done in self._after_commit:
-            done()
-        self._after_commit.clear()
+        if (rejections := self.desired.take_rejections()) is not None:
+            self._followers.rejections(rejections)
+        self._events.committed()
         self._waiting.complete()
 
     def _transact(self) -> None:
@@ -263,13 +236,13 @@ class Reconciler:
         Raises:
             NftError: the kernel refused it.
         """
-        started = time.perf_counter()
+        started = self._clock()
         self.desired.complete()
         whole, begun = self._drift.needs_full_render, self._drift.begin()
         committed = self._commits.synchronize() if whole else self._commits.change()
         if committed is not None:
             self._drift.committed(begun)
-            seconds, counts = time.perf_counter() - started, committed.counts
+            seconds, counts = self._clock() - started, committed.counts
             self._observer.committed(whole=whole, seconds=seconds, elements=counts["added"] + counts["removed"])
             ms = round(seconds * 1e3, 3)
             log.info("transactions committed", steps=committed.purposes, whole=whole, **counts, ms=ms)

@@ -6,7 +6,6 @@ which the kernel refuses by themselves; these too are tried again, ever more rar
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -43,13 +42,11 @@ class Recovery:
         failure: why the kernel does not hold the desired ruleset; None if it does.
     """
 
-    def __init__(
-        self, desired: Desired, drift: Drift, observer: Observer, *, now: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, desired: Desired, drift: Drift, observer: Observer, clock: Callable[[], float]) -> None:
         self._desired = desired
         self._drift = drift
         self._observer = observer
-        self._now = now
+        self._clock = clock
         self._retry_seconds = _FIRST_RETRY_SECONDS
         self._suspects: list[_Suspects] = []
         self.failure: str | None = None
@@ -59,7 +56,7 @@ class Recovery:
         """When to ``run`` again although nothing has happened; None: not at all."""
         if self.failure is not None:
             return self._retry_seconds
-        return max(0.0, min(s.due for s in self._suspects) - self._now()) if self._suspects else None
+        return max(0.0, min(s.due for s in self._suspects) - self._clock()) if self._suspects else None
 
     def run(self, transact: Callable[[], None]) -> None:
         """Commit what is desired; if all of it is refused, close what the last changed policies select."""
@@ -75,7 +72,7 @@ class Recovery:
             self._render_everything(transact)
         else:
             self._succeeded()
-        due = next((suspects for suspects in self._suspects if suspects.due <= self._now()), None)
+        due = next((suspects for suspects in self._suspects if suspects.due <= self._clock()), None)
         if self.failure is None and due is not None:
             self._suspects.remove(due)
             self._try_again(transact, due)
@@ -114,13 +111,13 @@ class Recovery:
     def _suspect(self, policies: set[str], pause: float) -> None:
         """Have policies tried again: one after a pause, several in halves as soon as events leave time."""
         if len(policies) == 1:
-            self._suspects.append(_Suspects(policies, self._now() + pause, pause))
+            self._suspects.append(_Suspects(policies, self._clock() + pause, pause))
             return
         ordered = sorted(policies)
         middle = len(ordered) // 2
         for half in (ordered[:middle], ordered[middle:]):
             if half:
-                self._suspects.append(_Suspects(set(half), self._now()))
+                self._suspects.append(_Suspects(set(half), self._clock()))
 
     def _try_again(self, transact: Callable[[], None], suspects: _Suspects) -> None:
         self._desired.readmit(suspects.policies)
