@@ -6,6 +6,7 @@ import json
 import subprocess
 import tempfile
 import time
+from typing import Any
 
 from enforcer.demo.lab import NETNS, Lab, Pod
 from tests.bench.common import median, node, pod
@@ -31,7 +32,7 @@ def main() -> None:
             print(f"{which}: {median(values)}")
 
 
-def reference(lab: Lab, of: Pod, command: str, config: dict) -> float:
+def reference(lab: Lab, of: Pod, command: str, config: dict[str, Any]) -> float:
     environment = {"CNI_COMMAND": command, "CNI_CONTAINERID": "ref", "CNI_NETNS": str(NETNS / of.namespace),
                    "CNI_IFNAME": "eth1", "CNI_PATH": "/usr/lib/cni"}  # fmt: skip
     with lab.inside(lab.descriptor):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -71,11 +72,11 @@ def manifests(folder: Path, size: Size) -> None:
     write(folder / "beside.json", [*versions, *kept, peers, *adds])
 
 
-def apps(app: str) -> dict:
+def apps(app: str) -> dict[str, Any]:
     return {"podSelector": {"matchLabels": {"app": app}}}
 
 
-def states() -> Iterator[tuple[str, str, list[dict], list[dict]]]:
+def states() -> Iterator[tuple[str, str, list[dict[str, Any]], list[dict[str, Any]]]]:
     """Each kind of change: its words, and a file with what it holds before and after."""
     here = "local-0", "ns-0"
     yield "label of a pod elsewhere", "remote-0", [remote_pod(0, "ns-0", 0)], [remote_pod(0, "ns-0", 1)]

@@ -26,7 +26,7 @@ _QUIET_SECONDS = 0.1
 
 
 @contextlib.contextmanager
-def node(*objects: dict) -> Iterator[tuple[Lab, Path]]:
+def node(*objects: dict[str, Any]) -> Iterator[tuple[Lab, Path]]:
     """A node and the folder of its manifests, which holds these objects at first."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "manifests")
@@ -37,25 +37,25 @@ def node(*objects: dict) -> Iterator[tuple[Lab, Path]]:
             yield lab, folder
 
 
-def namespace(name: str) -> dict:
+def namespace(name: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
 
 
-def pod(name: str, namespace: str, app: str, **labels: str) -> dict:
+def pod(name: str, namespace: str, app: str, **labels: str) -> dict[str, Any]:
     ports = [{"name": "http", "containerPort": 8080}]
     return {"apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": name, "namespace": namespace, "labels": {"app": app, "tier": "web", **labels}},
             "spec": {"containers": [{"name": "c", "ports": ports}]}}  # fmt: skip
 
 
-def remote_pod(n: int, namespace: str, app: int) -> dict:
+def remote_pod(n: int, namespace: str, app: int) -> dict[str, Any]:
     found = pod(f"pod-{n}", namespace, f"app-{app}")
     found["spec"]["nodeName"] = "elsewhere"
     found["status"] = {"podIPs": [{"ip": f"10.{100 + n // 65536}.{n // 256 % 256}.{n % 256}"}]}
     return found
 
 
-def selecting(name: str, namespace: str, rules: Sequence[dict], **labels: str) -> dict:
+def selecting(name: str, namespace: str, rules: Sequence[dict[str, Any]], **labels: str) -> dict[str, Any]:
     """A policy that selects the pods with labels for ingress."""
     return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
             "metadata": {"name": name, "namespace": namespace},
@@ -63,14 +63,14 @@ def selecting(name: str, namespace: str, rules: Sequence[dict], **labels: str) -
                      "ingress": list(rules)}}  # fmt: skip
 
 
-def policy(n: int, namespace: str, peer_app: int, name: str, *, port: int = 8080) -> dict:
+def policy(n: int, namespace: str, peer_app: int, name: str, *, port: int = 8080) -> dict[str, Any]:
     peer: dict[str, Any] = {"podSelector": {"matchLabels": {"app": f"app-{peer_app}"}}}
     if n % 2:
         peer["namespaceSelector"] = {}
     return selecting(name, namespace, [{"from": [peer], "ports": [{"port": port}]}], app=f"app-{n % 10}")
 
 
-def write(path: Path, items: Sequence[dict]) -> None:
+def write(path: Path, items: Sequence[dict[str, Any]]) -> None:
     scratch = path.with_suffix(".tmp")
     scratch.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
     scratch.rename(path)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from enforcer.demo.lab import Lab
 from enforcer.kernel import nfnetlink
@@ -24,22 +25,22 @@ _NEW_ELEMENT = 10 << 8 | 12
 _numbers = itertools.count(1)
 
 
-def port(number: int | str) -> dict:
+def port(number: int | str) -> dict[str, Any]:
     return {"port": number, "protocol": "UDP"}
 
 
-def none(number: int) -> dict:
+def none(number: int) -> dict[str, Any]:
     """A peer that no pod is."""
     return {"podSelector": {"matchLabels": {"app": f"none-{number}"}}}
 
 
-def block(number: int, excepts: int, shift: int) -> dict:
+def block(number: int, excepts: int, shift: int) -> dict[str, Any]:
     network = f"20.{number // 250}.{number % 250}"
     holes = [f"{network}.{(20 * e + shift) % 250}/32" for e in range(excepts)]
     return {"ipBlock": {"cidr": f"{network}.0/24", "except": holes}}
 
 
-def largest(shift: int) -> Iterator[tuple[str, list[dict]]]:
+def largest(shift: int) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Rules of the largest policies, none of which allows the client; others for another ``shift``."""
     numbers = [port(UDP_PORT), *(port(10_000 + 2 * n + shift) for n in range(998))]
     named = [port("web"), *(port(f"p{n}-{shift}") for n in range(395))]

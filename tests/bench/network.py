@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from enforcer.demo.lab import Pod
 from tests.e2e.conftest import put
@@ -57,7 +58,7 @@ def main() -> None:
                   f"ratio {with_rules / without:.2f}", flush=True)  # fmt: skip
 
 
-def policy() -> dict:
+def policy() -> dict[str, Any]:
     """One that selects the server and lets the client in."""
     peer = {"podSelector": {"matchLabels": {"app": "client"}}}
     return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from tests.api.processes import run
 from tests.bench.common import namespace, node, pod, remote_pod, selecting, write
@@ -36,7 +36,7 @@ def build_pump(folder: Path) -> Path:
     return program
 
 
-def policies(count: int, port: int, name: str = "policy") -> list[dict]:
+def policies(count: int, port: int, name: str = "policy") -> list[dict[str, Any]]:
     """Policies that select the server; the last one allows the client's packets."""
     return [
         selecting(
@@ -98,7 +98,7 @@ class Pair:
         self._stack.callback(serving.kill)
         return serving
 
-    def put(self, *objects: dict) -> None:
+    def put(self, *objects: dict[str, Any]) -> None:
         """Have these policies, or other objects, in the kernel, and connections stamped."""
         write(self.folder / "policies.json", objects)
         wait_for(lambda: self.lab.status()["stamps"]["epoch"] is not None, "an epoch has begun")

@@ -185,7 +185,7 @@ def test_no_route_leads_into_another_and_none_to_this_nodes_pods(
 def test_the_plan_does_not_depend_on_the_order_in_which_nodes_come(
     nodes: Mapping[str, Node], around: Surroundings, routing: Routing
 ) -> None:
-    backwards = dict(reversed(nodes.items()))
+    backwards = dict(reversed(list(nodes.items())))
     assert plan(nodes, own="a", routing=routing, around=around) == plan(
         backwards, own="a", routing=routing, around=around
     )

@@ -74,7 +74,8 @@ class Nodes:
         """A connection of each kind and family between each pair of ends, to ports of a range."""
         ends = {key.partition("/")[2]: found for key, found in self.pods.items()}
         return [flow for pair, kind, family in itertools.product(pairs, kinds, FAMILIES)
-                for flow in connector.flows(kind, *(ends[name] for name in pair.split("-")), family, self.port(of),
+                for client, server in [pair.split("-")]
+                for flow in connector.flows(kind, ends[client], ends[server], family, self.port(of),
                                             name=pair)]  # fmt: skip
 
 

@@ -79,7 +79,9 @@ OWN: dict[str, Frame] = {
 
 def forged(lab: Lab) -> int:
     listed = lab.nft("list", "counter", "bridge", "drawbridge", "denied/forged")
-    return int(re.search(r"packets (\d+)", listed)[1])
+    found = re.search(r"packets (\d+)", listed)
+    assert found is not None
+    return int(found[1])
 
 
 def received(bridge: socket.socket) -> bytes:

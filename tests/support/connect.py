@@ -163,7 +163,8 @@ def _greet(near: socket.socket, far: socket.socket) -> Any:
 def flows_between(name: str, kind: Kind, family: int, ends: Ends) -> list[Flow]:
     """What is sent on a connection of TCP or UDP."""
     make = Stream if kind in {Kind.TCP_UP, Kind.TCP_DOWN} else Datagrams
-    up, down = (make(name, kind, family, *pair) for pair in (ends, ends[::-1]))
+    made: list[Flow] = [make(name, kind, family, *pair) for pair in (ends, ends[::-1])]
+    up, down = made
     return {Kind.UDP_BOTH: [up, down], Kind.TCP_UP: [up], Kind.UDP_UP: [up]}.get(kind, [down])
 
 

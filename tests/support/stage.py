@@ -236,6 +236,6 @@ class Stage:
         for pair, kind, family in itertools.product(pairs, kinds, families):
             names, _, by = pair.partition(" by ")
             to = TRANSLATED[by][FAMILIES.index(family)] if by else None
-            ends = (self.ends[name] for name in names.split("-"))
-            made += connector.flows(kind, *ends, family, self.port(of), name=pair, to=to)
+            client, server = (self.ends[name] for name in names.split("-"))
+            made += connector.flows(kind, client, server, family, self.port(of), name=pair, to=to)
         return made

@@ -147,6 +147,7 @@ def test_what_a_rule_says_twice_is_kept_once() -> None:
 def test_a_reason_names_five_errors_and_counts_the_others() -> None:
     spec = {"ingress": [{"ports": [{"port": 0}] * 20_000}]}
     reason = decoded(body(spec)).rejected
+    assert reason is not None
     assert reason.count("is not in 1-65535") == 5
     assert reason.endswith("; and 19995 more")
 
