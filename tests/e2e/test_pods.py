@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.demo.lab import Lab, LabError
+from enforcer.demo.lab import Lab, LabError, Pod
 from tests.api.processes import wait_until
 from tests.e2e.conftest import EXECUTABLE, PODS, WEB_TO_DB, put
 
@@ -23,20 +23,22 @@ PG, OTHER = 5432, 80
 
 
 @pytest.fixture
-def pair(lab: Lab):
+def pair(lab: Lab) -> tuple[Pod, Pod]:
     db, web = lab.add_pod("x/db"), lab.add_pod("x/web")
     lab.listen(db, PG)
     lab.listen(db, OTHER)
     return db, web
 
 
-def test_pods_without_policies_reach_each_other_over_both_families(lab: Lab, pair) -> None:
+def test_pods_without_policies_reach_each_other_over_both_families(lab: Lab, pair: tuple[Pod, Pod]) -> None:
     db, web = pair
     assert len(db.addresses) == 2
     assert all(lab.connects(web, address, PG) for address in db.addresses)
 
 
-def test_a_policy_file_closes_what_it_does_not_allow_and_its_removal_opens_it(lab: Lab, pair, source: Path) -> None:
+def test_a_policy_file_closes_what_it_does_not_allow_and_its_removal_opens_it(
+    lab: Lab, pair: tuple[Pod, Pod], source: Path
+) -> None:
     db, web = pair
     put(source / "policy.yaml", WEB_TO_DB)
     assert lab.status()["synced"]
@@ -48,7 +50,7 @@ def test_a_policy_file_closes_what_it_does_not_allow_and_its_removal_opens_it(la
     assert all(lab.connects(web, address, OTHER) for address in db.addresses)
 
 
-def test_a_rejected_policy_closes_its_pods_and_no_others(lab: Lab, pair, source: Path) -> None:
+def test_a_rejected_policy_closes_its_pods_and_no_others(lab: Lab, pair: tuple[Pod, Pod], source: Path) -> None:
     db, web = pair
     lab.listen(web, OTHER)
     put(source / "policy.yaml", WEB_TO_DB.replace("{port: pg}", "{port: 0}"))
@@ -59,7 +61,7 @@ def test_a_rejected_policy_closes_its_pods_and_no_others(lab: Lab, pair, source:
     assert lab.connects(db, web.addresses[0], OTHER)
 
 
-def test_a_pod_whose_object_is_not_known_is_closed_until_it_is(lab: Lab, pair, source: Path) -> None:
+def test_a_pod_whose_object_is_not_known_is_closed_until_it_is(lab: Lab, pair: tuple[Pod, Pod], source: Path) -> None:
     db, web = pair
     stranger = lab.add_pod("x/stranger")
     lab.listen(stranger, OTHER)
@@ -72,7 +74,9 @@ def test_a_pod_whose_object_is_not_known_is_closed_until_it_is(lab: Lab, pair, s
     assert lab.connects(web, stranger.addresses[0], OTHER)
 
 
-def test_an_attached_address_is_its_pods_whatever_a_status_claims(lab: Lab, pair, source: Path) -> None:
+def test_an_attached_address_is_its_pods_whatever_a_status_claims(
+    lab: Lab, pair: tuple[Pod, Pod], source: Path
+) -> None:
     db, web = pair
     evil = lab.add_pod("x/evil")
 
@@ -109,7 +113,9 @@ def test_an_attached_address_is_its_pods_whatever_a_status_claims(lab: Lab, pair
     assert holds()
 
 
-def test_an_attachment_without_kubernetes_arguments_is_matched_by_ip_blocks_only(lab: Lab, pair, source: Path) -> None:
+def test_an_attachment_without_kubernetes_arguments_is_matched_by_ip_blocks_only(
+    lab: Lab, pair: tuple[Pod, Pod], source: Path
+) -> None:
     db, _ = pair
     guest = lab.add_pod("guest", kubernetes=False)
     put(source / "policy.yaml", WEB_TO_DB.replace("podSelector: {matchLabels: {app: web}}", "podSelector: {}"))
@@ -121,7 +127,9 @@ def test_an_attachment_without_kubernetes_arguments_is_matched_by_ip_blocks_only
     assert lab.connects(guest, db.addresses[0], PG)
 
 
-def test_rules_and_pods_outlive_a_killed_agent_and_the_next_one_finds_them(lab: Lab, pair, source: Path) -> None:
+def test_rules_and_pods_outlive_a_killed_agent_and_the_next_one_finds_them(
+    lab: Lab, pair: tuple[Pod, Pod], source: Path
+) -> None:
     db, web = pair
     put(source / "policy.yaml", WEB_TO_DB)
     lab.status()
@@ -138,7 +146,9 @@ def test_rules_and_pods_outlive_a_killed_agent_and_the_next_one_finds_them(lab: 
 @pytest.mark.parametrize(
     "damage", ["flush ruleset", "delete table inet drawbridge", "flush map inet drawbridge ingress-v4"]
 )
-def test_what_another_process_does_to_our_tables_is_put_back(lab: Lab, pair, source: Path, damage: str) -> None:
+def test_what_another_process_does_to_our_tables_is_put_back(
+    lab: Lab, pair: tuple[Pod, Pod], source: Path, damage: str
+) -> None:
     db, web = pair
     put(source / "policy.yaml", WEB_TO_DB)
     lab.status()
@@ -148,7 +158,9 @@ def test_what_another_process_does_to_our_tables_is_put_back(lab: Lab, pair, sou
     assert "jump ingress/x/db/" in lab.nft("list", "table", "inet", "drawbridge")
 
 
-def test_the_listing_of_the_kernel_has_the_rules_that_render_prints(lab: Lab, pair, source: Path, tmp_path) -> None:
+def test_the_listing_of_the_kernel_has_the_rules_that_render_prints(
+    lab: Lab, pair: tuple[Pod, Pod], source: Path, tmp_path
+) -> None:
     put(source / "policy.yaml", WEB_TO_DB)
     lab.status()
     listed = lab.nft("list", "table", "inet", "drawbridge")
@@ -253,7 +265,7 @@ def test_requested_addresses_and_hardware_address_are_honoured(lab: Lab) -> None
     assert result["interfaces"][1]["mac"] == "02:00:00:00:00:77"
 
 
-def test_an_ipam_section_is_delegated_to_its_plugin(lab: Lab, pair, tmp_path: Path) -> None:
+def test_an_ipam_section_is_delegated_to_its_plugin(lab: Lab, pair: tuple[Pod, Pod], tmp_path: Path) -> None:
     _, web = pair
     assert lab.cni("DEL", "x/web").returncode == 0
     ranges = [[{"subnet": "10.98.0.0/24"}]]
@@ -266,7 +278,7 @@ def test_an_ipam_section_is_delegated_to_its_plugin(lab: Lab, pair, tmp_path: Pa
     assert not [name for name in leases if name.startswith("10.98.")]
 
 
-def test_a_forged_source_address_is_dropped_by_the_guard(lab: Lab, pair) -> None:
+def test_a_forged_source_address_is_dropped_by_the_guard(lab: Lab, pair: tuple[Pod, Pod]) -> None:
     db, web = pair
     with lab.inside(web.descriptor):
         subprocess.run(["ip", "addr", "add", "10.99.0.200/32", "dev", "eth0"], check=True)
@@ -308,7 +320,7 @@ def test_the_link_is_down_until_the_enforcer_has_answered(lab: Lab) -> None:
     assert sorted(seen, key="UP".__eq__) == seen
 
 
-def test_uninstall_removes_tables_bridge_links_and_routes(lab: Lab, pair) -> None:
+def test_uninstall_removes_tables_bridge_links_and_routes(lab: Lab, pair: tuple[Pod, Pod]) -> None:
     lab.stop_agent()
     inside = ["ip", "netns", "exec", lab.name]
     subprocess.run([*inside, sys.executable, "-m", "enforcer", "uninstall"], capture_output=True, check=True)

@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from enforcer.control.socket import ControlError
-from enforcer.demo.lab import Lab
+from enforcer.demo.lab import Lab, Pod
 from tests.api.processes import wait_until
 from tests.e2e.conftest import EXECUTABLE, PODS, WEB_TO_DB, put
 
@@ -20,7 +21,7 @@ DENY = WEB_TO_DB.replace("app: web", "app: nobody")
 
 
 @pytest.fixture
-def pair(lab: Lab):
+def pair(lab: Lab) -> tuple[Pod, Pod]:
     db, web = lab.add_pod("x/db"), lab.add_pod("x/web")
     lab.listen(db, 5432)
     return db, web
@@ -34,7 +35,9 @@ def pair(lab: Lab):
         ("latin.yaml", b'{"kind": "Pod", "owner": "Jos\xe9"}'),
     ],
 )
-def test_a_file_that_is_no_text_is_reported_and_policies_go_on(lab: Lab, pair, source: Path, name, content) -> None:
+def test_a_file_that_is_no_text_is_reported_and_policies_go_on(
+    lab: Lab, pair: tuple[Pod, Pod], source: Path, name, content
+) -> None:
     db, web = pair
     (source / name).write_bytes(content)
     put(source / "policy.yaml", DENY)
@@ -55,7 +58,9 @@ def test_a_file_that_is_no_text_is_reported_and_policies_go_on(lab: Lab, pair, s
         DENY.replace("kind: NetworkPolicy", "kind: networkpolicy").encode() + b"]",
     ],
 )
-def test_a_policy_that_was_broken_while_no_agent_ran_closes_its_namespace(lab: Lab, pair, source: Path, broken) -> None:
+def test_a_policy_that_was_broken_while_no_agent_ran_closes_its_namespace(
+    lab: Lab, pair: tuple[Pod, Pod], source: Path, broken
+) -> None:
     db, web = pair
     put(source / "policy.yaml", DENY)
     lab.status()
@@ -76,7 +81,9 @@ def test_a_pod_with_one_address_twice_comes_and_goes(lab: Lab, source: Path) -> 
     assert lab.status()["synced"]
 
 
-def test_foreign_objects_in_our_table_and_a_changed_chain_policy_are_put_right(lab: Lab, pair, source: Path) -> None:
+def test_foreign_objects_in_our_table_and_a_changed_chain_policy_are_put_right(
+    lab: Lab, pair: tuple[Pod, Pod], source: Path
+) -> None:
     db, web = pair
     lab.nft("add map inet drawbridge foreign { type ipv4_addr : mark; }")
     lab.nft("chain inet drawbridge to-pod { policy drop; }")
@@ -95,7 +102,9 @@ def test_foreign_objects_in_our_table_and_a_changed_chain_policy_are_put_right(l
     assert lab.connects(web, db.addresses[0], 5432)
 
 
-def test_a_second_agent_is_refused_and_the_first_stays_reachable(lab: Lab, pair, source: Path, tmp_path: Path) -> None:
+def test_a_second_agent_is_refused_and_the_first_stays_reachable(
+    lab: Lab, pair: tuple[Pod, Pod], source: Path, tmp_path: Path
+) -> None:
     agent = [sys.executable, "-m", "enforcer", "agent", "--source", str(source)]
     for run_dir, inside in ((lab.run_dir, False), (tmp_path / "other", True)):
         enter = ["ip", "netns", "exec", lab.name] if inside else ["unshare", "--net"]
@@ -151,7 +160,7 @@ def test_elements_of_any_length_go_into_the_kernel_in_one_change(lab: Lab, sourc
     assert lab.nft("list", "map", "inet", "drawbridge", "ingress-v4").count("jump") == 400
 
 
-def test_a_hardware_address_that_is_anothers_is_refused(lab: Lab, pair) -> None:
+def test_a_hardware_address_that_is_anothers_is_refused(lab: Lab, pair: tuple[Pod, Pod]) -> None:
     db, web = pair
     lab.cni("DEL", "x/web")
     for mac in ("0a:58:24:00:00:01", mac_of(db.namespace)):
@@ -229,7 +238,7 @@ def node(name: str, cidr: str, address: str) -> str:
 
 
 @pytest.fixture
-def beside(tmp_path: Path, source: Path):
+def beside(tmp_path: Path, source: Path) -> Iterator[tuple[Lab, Path]]:
     """A node that another pod network serves, too: its routes to both nodes' pods are there."""
     name = f"dbtest-{os.getpid()}-beside"
     put(source / "nodes.yaml", node(name, "10.244.0.0/24", "192.0.2.1") + node("n2", "10.244.1.0/24", "192.0.2.9"))
@@ -246,7 +255,7 @@ def beside(tmp_path: Path, source: Path):
         yield lab, config
 
 
-def test_routes_of_another_pod_network_are_never_replaced(beside) -> None:
+def test_routes_of_another_pod_network_are_never_replaced(beside: tuple[Lab, Path]) -> None:
     lab, _ = beside
     before = {line.removesuffix("linkdown ") for line in ip(lab, "route").splitlines()}
     lab.start_agent()
@@ -254,7 +263,7 @@ def test_routes_of_another_pod_network_are_never_replaced(beside) -> None:
     assert before <= {line.removesuffix("linkdown ") for line in ip(lab, "route").splitlines()}
 
 
-def test_without_a_network_of_its_own_the_agent_touches_no_link_and_no_route(beside) -> None:
+def test_without_a_network_of_its_own_the_agent_touches_no_link_and_no_route(beside: tuple[Lab, Path]) -> None:
     lab, config = beside
     config.write_text("network: none\n")
     before = ip(lab, "route"), ip(lab, "-br", "addr")
@@ -265,7 +274,9 @@ def test_without_a_network_of_its_own_the_agent_touches_no_link_and_no_route(bes
     assert "masquerade" not in lab.nft("list", "ruleset")
 
 
-def test_routes_to_other_nodes_outlive_a_restart_a_link_and_an_address_that_comes_back(beside, source: Path) -> None:
+def test_routes_to_other_nodes_outlive_a_restart_a_link_and_an_address_that_comes_back(
+    beside: tuple[Lab, Path], source: Path
+) -> None:
     lab, _ = beside
     ip(lab, "route", "del", "10.244.1.0/24")
     lab.start_agent()
@@ -308,7 +319,7 @@ def test_a_changed_pod_network_takes_its_gateway_and_route_along(tmp_path: Path,
         assert "10.50.0." not in shown
 
 
-def test_where_another_networks_route_goes_and_its_link_with_it_ours_takes_its_place(beside) -> None:
+def test_where_another_networks_route_goes_and_its_link_with_it_ours_takes_its_place(beside: tuple[Lab, Path]) -> None:
     lab, _ = beside
     ip(lab, "route", "del", "10.244.1.0/24")
     for words in ("link add flannel.1 type bridge", "addr add 10.244.0.0/32 dev flannel.1", "link set flannel.1 up",

@@ -85,7 +85,11 @@ class Engine:
         """Forget all, and take over the tables as a new process would."""
         self._stack.close()
         over = threading.Event()
-        stamps = STAMP_KERNEL if self._stamped else StampKernel(wait_for_packets=over.wait)
+
+        def wait() -> None:
+            over.wait()
+
+        stamps = STAMP_KERNEL if self._stamped else StampKernel(wait_for_packets=wait)
         self._loop = Reconciler(self._tables, Settings(NODE), _Silent(), stamps=stamps)
         self._present = State({}, {})
         self._put(state)

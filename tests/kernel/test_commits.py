@@ -144,7 +144,9 @@ ENDS = {
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("start", STARTS)
-def test_an_agent_that_is_killed_between_two_steps_leaves_nothing_wrong_to_the_next(tables, start, end) -> None:
+def test_an_agent_that_is_killed_between_two_steps_leaves_nothing_wrong_to_the_next(
+    tables: Tables, start: str, end: str
+) -> None:
     for stop in itertools.count():
         tables.remove()
         node = Node(tables)
@@ -159,7 +161,9 @@ def test_an_agent_that_is_killed_between_two_steps_leaves_nothing_wrong_to_the_n
             break
 
 
-def test_agents_that_are_each_killed_between_the_halves_of_a_switch_leave_nothing_that_is_too_deep(tables) -> None:
+def test_agents_that_are_each_killed_between_the_halves_of_a_switch_leave_nothing_that_is_too_deep(
+    tables: Tables,
+) -> None:
     node = Node(tables)
     node.put(*shop())
     node.commits.synchronize()

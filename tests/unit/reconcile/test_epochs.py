@@ -61,10 +61,15 @@ def test_stamps_that_cannot_be_cleared_leave_no_epoch_and_the_reason_until_they_
 def test_what_takes_a_permission_away_ends_the_epoch_at_once_and_the_next_waits_for_packets_under_way() -> None:
     over = threading.Event()
     over.set()
-    loop, tables = started(StampKernel(clear=lambda **_: 0, wait_for_packets=over.wait))
+
+    def wait() -> None:
+        over.wait()
+
+    loop, tables = started(StampKernel(clear=lambda **_: 0, wait_for_packets=wait))
     try:
         wait_until(lambda: loop.call(loop.state).stamps.epoch is not None, "an epoch begins", seconds=20)
         first = loop.call(loop.state).stamps.epoch
+        assert first is not None
         over.clear()
         loop.changes([policy("deny")])
         assert loop.barrier(5)
