@@ -2,7 +2,7 @@
 
 Goes in: messages made by ``link``, ``address``, ``Route`` and ``neighbour``. Comes out: nothing, or ``NetlinkError``.
 Numbers and layouts are those of linux/rtnetlink.h, if_link.h, if_addr.h, neighbour.h and if_bridge.h. Why they are
-packed here and not by pyroute2: docs/decisions/0001-netlink-without-pyroute2.md.
+packed here and not by pyroute2: docs/decisions/0001-netlink.md.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ class Rtm(IntEnum):
 
     NEWLINK = 16
     DELLINK = 17
-    GETLINK = 18
     NEWADDR = 20
     DELADDR = 21
     GETADDR = 22
@@ -79,7 +78,6 @@ class Ifla(IntEnum):
     MASTER = 10
     LINKINFO = 18
     AF_SPEC = 26
-    GROUP = 27
     NET_NS_FD = 28
 
 
@@ -92,14 +90,6 @@ class Info(IntEnum):
     SLAVE_DATA = 5
 
 
-class Bridge(IntEnum):
-    """IFLA_BR_*."""
-
-    FORWARD_DELAY = 1
-    STP_STATE = 5
-    MCAST_SNOOPING = 23
-
-
 class Port(IntEnum):
     """IFLA_BRPORT_*."""
 
@@ -108,16 +98,6 @@ class Port(IntEnum):
     MCAST_FLOOD = 27
     BCAST_FLOOD = 30
     ISOLATED = 33
-
-
-class Vxlan(IntEnum):
-    """IFLA_VXLAN_*."""
-
-    ID = 1
-    LOCAL = 4
-    LEARNING = 7
-    PORT = 15
-    LOCAL6 = 17
 
 
 class Ifa(IntEnum):
@@ -213,6 +193,36 @@ def link(*attributes: bytes, index: int = 0, up: bool | None = None) -> bytes:
     """A link's payload; ``up`` None leaves the administrative state alone."""
     flags, change = (0, 0) if up is None else (IFF_UP if up else 0, IFF_UP)
     return LINK_HEADER.pack(socket.AF_UNSPEC, 0, index, flags, change) + b"".join(attributes)
+
+
+def veth(name: str, *, mtu: int, bridge: int, peer: str, mac: bytes, peer_netns: int) -> bytes:
+    """The payload that makes a pair: a port of a bridge here, and its peer in the namespace of a descriptor."""
+    there = link(
+        text(Ifla.IFNAME, peer),
+        attribute(Ifla.ADDRESS, mac),
+        u32(Ifla.MTU, mtu),
+        u32(Ifla.NET_NS_FD, peer_netns),
+    )
+    pair = nested(Info.DATA, attribute(VETH_INFO_PEER, there))
+    return link(
+        text(Ifla.IFNAME, name),
+        u32(Ifla.MTU, mtu),
+        u32(Ifla.MASTER, bridge),
+        nested(Ifla.LINKINFO, text(Info.KIND, "veth"), pair),
+    )
+
+
+def isolated_port(*, index: int) -> bytes:
+    """The payload that isolates a port of a bridge, which then neither learns nor floods."""
+    off = (Port.LEARNING, Port.UNICAST_FLOOD, Port.MCAST_FLOOD, Port.BCAST_FLOOD)
+    settings = nested(Info.SLAVE_DATA, u8(Port.ISOLATED, 1), *(u8(setting, 0) for setting in off))
+    return link(nested(Ifla.LINKINFO, text(Info.SLAVE_KIND, "bridge"), settings), index=index)
+
+
+def no_link_local(*, index: int) -> bytes:
+    """The payload that keeps the kernel from giving a link an address of its own choice."""
+    mode = u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE)
+    return link(nested(Ifla.AF_SPEC, nested(socket.AF_INET6, mode)), index=index)
 
 
 def address(value: bytes, *, index: int) -> bytes:

@@ -6,17 +6,18 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ParamSpec
 
 import structlog
 
 from cni import netns
-from cni.netlink import rtnetlink
-from cni.netlink.rtnetlink import Flag, Message, Netlink, NetlinkError, Rtm
+from cni.netlink.rtnetlink import NetlinkError
+from cni.node.iproute import IPRoute
 from cni.node.topology import gateway
 from enforcer.model import tunnel
-from enforcer.model.addresses import Address, Family, Network, family_of, format_address
+from enforcer.model.addresses import Address, Family, Network, family_of
 
 BRIDGE = "drawbridge0"
 BRIDGE_MAC = bytes.fromhex("0a5824000001")
@@ -24,7 +25,7 @@ BRIDGE_MAC = bytes.fromhex("0a5824000001")
 ROUTE_PROTOCOL = 84
 """Marks our routes (``ip route show proto 84``)."""
 PORT_PREFIX = "dbr"
-_FALLBACK_MTU, _LEAST_IPV6_MTU = 1500, 1280
+_FALLBACK_MTU = 1500
 _TOLD_SECONDS = 60.0
 _BRIDGE_NETFILTER = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
 _SETTINGS = {
@@ -37,6 +38,8 @@ _SETTINGS = {
     f"net/ipv6/conf/{BRIDGE}/accept_ra": "0",
     f"net/ipv6/conf/{BRIDGE}/forwarding": "1",
 }
+
+P = ParamSpec("P")
 
 log = structlog.get_logger()
 
@@ -73,18 +76,18 @@ class Bridge:
         # Nodes that have IPv4 among them use it; where there is no default route at all, nothing speaks against it.
         underlay = Family.V6 if set(uplinks) == {Family.V6} else Family.V4
         self.mtu = self.uplink_mtu - (tunnel.OVERHEAD[underlay] if self._tunnels else 0)
-        with Netlink() as nl:
+        with IPRoute() as ip:
             try:
-                nl.run(Message(f"make bridge {BRIDGE}", Rtm.NEWLINK, Flag.CREATE | Flag.EXCL, _bridge(self.mtu)))
+                ip.add_link(
+                    BRIDGE, "bridge", mac=BRIDGE_MAC, mtu=self.mtu, br_forward_delay=0, br_stp_state=0,
+                    br_mcast_snooping=0,
+                )  # fmt: skip
             except NetlinkError as error:
                 if error.errno != errno.EEXIST:
                     raise
             self.bridge_index = socket.if_nametoindex(BRIDGE)
-            mtu = rtnetlink.link(rtnetlink.u32(rtnetlink.Ifla.MTU, self.mtu), index=self.bridge_index, up=True)
-            nl.run(
-                *no_link_local(f"set up bridge {BRIDGE}", self.bridge_index, self.mtu),
-                Message(f"raise bridge {BRIDGE}", Rtm.NEWLINK, Flag(0), mtu),
-            )
+            ip.forbid_link_local(BRIDGE, self.bridge_index, self.mtu)
+            ip.raise_link(BRIDGE, self.bridge_index, self.mtu)
         self.set_networks(networks)
         self._apply_settings()
 
@@ -106,49 +109,18 @@ class Bridge:
         gone = [network for network in self.networks if network not in networks]
         kept = [network for network in gone if network.family not in families]
         self.networks = (*networks, *gone)
-        with Netlink() as nl:
+        with IPRoute() as ip:
             for network in networks:
-                for message in self._network(network):
-                    try:
-                        nl.run(message)
-                    except NetlinkError as error:
-                        if error.errno != errno.EEXIST:
-                            raise
+                ip.add_address(gateway(network), self.bridge_index)
+                ip.add_unreachable(network, ROUTE_PROTOCOL)
             # Also those of an agent of before; unreachable networks of its time are the routes' (cni.node.routes).
             stays = {gateway(network) for network in (*networks, *kept)}
-            for address in self._host_addresses(nl):
+            for address in ip.host_addresses(self.bridge_index):
                 if address not in stays and family_of(address) in families:
-                    old = rtnetlink.address(address, index=self.bridge_index)
-                    _try(nl, Message(f"remove address {format_address(address)}", Rtm.DELADDR, Flag(0), old))
+                    _try(ip.remove_address, address, self.bridge_index)
             for network in set(gone) - set(kept):
-                rest = rtnetlink.Route(network.first, network.length, ROUTE_PROTOCOL)
-                try:
-                    nl.run(Message(f"remove route of {network}", Rtm.DELROUTE, Flag(0), rest.payload()))
-                except NetlinkError as error:
-                    log.debug("gone already", step=error.step, error=str(error))
+                _try(ip.remove_unreachable, network, ROUTE_PROTOCOL)
         self.networks = (*networks, *kept)
-
-    def _host_addresses(self, nl: Netlink) -> list[Address]:
-        """The addresses of the bridge that are ours by their form: without a network."""
-        found = []
-        for payload in nl.dump(
-            Message("list addresses", Rtm.GETADDR, Flag(0), rtnetlink.ADDRESS_HEADER.pack(0, 0, 0, 0, 0))
-        ):
-            _, length, _, _, index = rtnetlink.ADDRESS_HEADER.unpack_from(payload)
-            attributes = rtnetlink.attributes_of(payload[rtnetlink.ADDRESS_HEADER.size :])
-            address = attributes.get(rtnetlink.Ifa.LOCAL) or attributes[rtnetlink.Ifa.ADDRESS]
-            if index == self.bridge_index and length == family_of(address).bits:
-                found.append(address)
-        return found
-
-    def _network(self, network: Network) -> tuple[Message, Message]:
-        own = rtnetlink.address(gateway(network), index=self.bridge_index)
-        rest = rtnetlink.Route(network.first, network.length, ROUTE_PROTOCOL)
-        flags = Flag.CREATE | Flag.EXCL
-        return (
-            Message(f"address of {BRIDGE} in {network}", Rtm.NEWADDR, flags, own),
-            Message(f"route of {network}", Rtm.NEWROUTE, flags, rest.payload()),
-        )
 
     def put_back(self) -> list[str]:
         """Give settings the values again that ``start`` gave them; those that another changed within the last minute.
@@ -195,18 +167,6 @@ def link_settings(link: str) -> dict[str, str]:
     }
 
 
-def no_link_local(step: str, index: int, mtu: int) -> list[Message]:
-    """What keeps the kernel from giving a link an address of its own choice; it is not taken at the link's making.
-
-    Nothing where the link has no IPv6: the kernel's is off, or the MTU is below its least (RFC 8200, section 5).
-    """
-    if mtu < _LEAST_IPV6_MTU or not Path("/proc/sys/net/ipv6").exists():
-        return []
-    mode = rtnetlink.u8(rtnetlink.IFLA_INET6_ADDR_GEN_MODE, rtnetlink.IN6_ADDR_GEN_MODE_NONE)
-    families = rtnetlink.nested(rtnetlink.Ifla.AF_SPEC, rtnetlink.nested(socket.AF_INET6, mode))
-    return [Message(step, Rtm.NEWLINK, Flag(0), rtnetlink.link(families, index=index))]
-
-
 def gateways(networks: Sequence[Network]) -> dict[Family, Address]:
     """The gateway of each family: that of its first network."""
     found: dict[Family, Address] = {}
@@ -244,18 +204,12 @@ def remove_all() -> list[str]:
         What was removed, in words.
     """
     removed = []
-    with Netlink() as nl:
-        for name in sorted(entry.name for entry in Path("/sys/class/net").iterdir()):
+    with IPRoute() as ip:
+        for index, name in socket.if_nameindex():
             if name == BRIDGE or _is_port(name) or _is_tunnel(name):
-                payload = rtnetlink.link(rtnetlink.text(rtnetlink.Ifla.IFNAME, name))
-                _try(nl, Message(f"remove link {name}", Rtm.DELLINK, Flag(0), payload))
+                _try(ip.remove_link, name, index)
                 removed.append(f"link {name}")
-        for family in (socket.AF_INET, socket.AF_INET6):
-            head = rtnetlink.ROUTE_HEADER.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
-            for payload in nl.dump(Message("list routes", Rtm.GETROUTE, Flag(0), head)):
-                if rtnetlink.ROUTE_HEADER.unpack_from(payload)[5] == ROUTE_PROTOCOL:
-                    _try(nl, Message("remove route", Rtm.DELROUTE, Flag(0), payload))
-                    removed.append("route")
+        removed += ["route"] * ip.remove_routes(ROUTE_PROTOCOL)
     return removed
 
 
@@ -268,27 +222,12 @@ def _is_tunnel(name: str) -> bool:
     return name in tunnel.LINKS.values() and group.read_text().strip() == str(tunnel.LINK_GROUP)
 
 
-def _try(nl: Netlink, message: Message) -> None:
-    """Do what may have been done by another meanwhile."""
+def _try(remove: Callable[P, None], *arguments: P.args, **named: P.kwargs) -> None:
+    """Remove what another may have removed meanwhile."""
     try:
-        nl.run(message)
+        remove(*arguments, **named)
     except NetlinkError as error:
-        log.warning("not removed", step=message.step, error=str(error))
-
-
-def _bridge(mtu: int) -> bytes:
-    data = rtnetlink.nested(
-        rtnetlink.Info.DATA,
-        rtnetlink.u32(rtnetlink.Bridge.FORWARD_DELAY, 0),
-        rtnetlink.u32(rtnetlink.Bridge.STP_STATE, 0),
-        rtnetlink.u8(rtnetlink.Bridge.MCAST_SNOOPING, 0),
-    )
-    return rtnetlink.link(
-        rtnetlink.text(rtnetlink.Ifla.IFNAME, BRIDGE),
-        rtnetlink.attribute(rtnetlink.Ifla.ADDRESS, BRIDGE_MAC),
-        rtnetlink.u32(rtnetlink.Ifla.MTU, mtu),
-        rtnetlink.nested(rtnetlink.Ifla.LINKINFO, rtnetlink.text(rtnetlink.Info.KIND, "bridge"), data),
-    )
+        log.warning("not removed", step=error.step, error=str(error))
 
 
 def _uplinks() -> dict[Family, int]:

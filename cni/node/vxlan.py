@@ -17,9 +17,10 @@ import structlog
 from cni import netns
 from cni.netlink import rtnetlink
 from cni.netlink.rtnetlink import Flag, Message, Netlink, NetlinkError, Rtm
-from cni.node.bridge import link_settings, no_link_local
+from cni.node.bridge import link_settings
+from cni.node.iproute import IPRoute, Link
 from cni.node.topology import Tunnel
-from enforcer.model.addresses import Address, Family, family_of, format_address
+from enforcer.model.addresses import Address, Family, family_of, format_address, parse_address
 from enforcer.model.tunnel import LINK_GROUP, LINKS, OVERHEAD, Vxlan
 
 log = structlog.get_logger()
@@ -40,28 +41,35 @@ def sync(
     Returns:
         The index of each link that stands, and what went wrong with the others, in words.
     """
-    indexes = {}
-    failures = set()
-    for family, name in LINKS.items():
-        wanted = tunnels.get(family)
-        try:
-            present = _find(nl, name)
-            if present is not None and not present.ours:
-                if wanted is not None:
-                    failures.add(f"link {name} is not ours (no VXLAN in group {LINK_GROUP}): remove or rename it")
-            elif wanted is not None:
-                shape = _Shape(vxlan.id, vxlan.port, wanted.local, wanted.mac, learning=False)
-                mtu = uplink_mtu - OVERHEAD[family]
-                indexes[family] = _link(nl, name, present, shape, mtu)
-                _addresses(nl, indexes[family], wanted, failures)
-                _entries(nl, indexes[family], wanted, failures)
-            elif present is not None:
-                _remove(nl, name, present)
-        except (NetlinkError, OSError) as error:
-            indexes.pop(family, None)
-            way_out = _WAYS_OUT.get(error.errno or 0, "")
-            failures.add(f"{error}{f': {way_out}' if way_out else ''}")
+    indexes: dict[Family, int] = {}
+    failures: set[str] = set()
+    with IPRoute() as ip:
+        for family, name in LINKS.items():
+            try:
+                index = _sync_link(ip, name, tunnels.get(family), vxlan, uplink_mtu - OVERHEAD[family], failures)
+                if index is not None:
+                    _entries(nl, index, tunnels[family], failures)
+                    indexes[family] = index
+            except (NetlinkError, OSError) as error:
+                way_out = _WAYS_OUT.get(error.errno or 0, "")
+                failures.add(f"{error}{f': {way_out}' if way_out else ''}")
     return indexes, frozenset(failures)
+
+
+def _sync_link(ip: IPRoute, name: str, wanted: Tunnel | None, vxlan: Vxlan, mtu: int, failures: set[str]) -> int | None:
+    """Make one link as it is wanted; its index if it stands."""
+    present = ip.find(name)
+    if present is not None and not (present.kind == "vxlan" and present.group == LINK_GROUP):
+        if wanted is not None:
+            failures.add(f"link {name} is not ours (no VXLAN in group {LINK_GROUP}): remove or rename it")
+        return None
+    if wanted is not None:
+        index = _link(ip, name, present, _Shape(vxlan.id, vxlan.port, wanted.local, wanted.mac, learning=False), mtu)
+        _addresses(ip, index, wanted, failures)
+        return index
+    if present is not None:
+        ip.remove_link(name, present.index)
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,100 +83,46 @@ class _Shape:
     learning: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Present:
-    """A link of our name; ``ours`` if it bears our mark."""
-
-    index: int
-    ours: bool
-    up: bool
-    mtu: int
-    shape: _Shape
-
-
-def _find(nl: Netlink, name: str) -> _Present | None:
-    try:
-        payload = nl.get(
-            Message(
-                f"look for {name}", Rtm.GETLINK, Flag(0), rtnetlink.link(rtnetlink.text(rtnetlink.Ifla.IFNAME, name))
-            )
-        )
-    except NetlinkError as error:
-        if error.errno == errno.ENODEV:
-            return None
-        raise
-    _, _, index, flags, _ = rtnetlink.LINK_HEADER.unpack_from(payload)
-    found = rtnetlink.attributes_of(payload[rtnetlink.LINK_HEADER.size :])
-    info = rtnetlink.attributes_of(found.get(rtnetlink.Ifla.LINKINFO, b""))
-    data = rtnetlink.attributes_of(info.get(rtnetlink.Info.DATA, b""))
-    kind, field = info.get(rtnetlink.Info.KIND, b"").rstrip(b"\0"), rtnetlink.Vxlan
-    shape = _Shape(
-        id=_number(data.get(field.ID)),
-        port=int.from_bytes(data.get(field.PORT, b""), "big"),
-        local=data.get(field.LOCAL) or data.get(field.LOCAL6, b""),
-        mac=found.get(rtnetlink.Ifla.ADDRESS, b""),
-        learning=bool(_number(data.get(field.LEARNING))),
+def _shape(link: Link) -> _Shape:
+    local = link.data.get("IFLA_VXLAN_LOCAL") or link.data.get("IFLA_VXLAN_LOCAL6")
+    return _Shape(
+        id=link.data.get("IFLA_VXLAN_ID", 0),
+        port=link.data.get("IFLA_VXLAN_PORT", 0),
+        local=parse_address(local) if local else b"",
+        mac=link.mac,
+        learning=bool(link.data.get("IFLA_VXLAN_LEARNING")),
     )
-    ours = kind == b"vxlan" and _number(found.get(rtnetlink.Ifla.GROUP)) == LINK_GROUP
-    return _Present(index, ours, bool(flags & rtnetlink.IFF_UP), _number(found.get(rtnetlink.Ifla.MTU)), shape)
 
 
-def _link(nl: Netlink, name: str, present: _Present | None, shape: _Shape, mtu: int) -> int:
+def _link(ip: IPRoute, name: str, present: Link | None, shape: _Shape, mtu: int) -> int:
     """The index of the link, which is made, or made anew, where there is none of the shape; it is up."""
-    if present is not None and present.shape != shape:
-        _remove(nl, name, present)
+    if present is not None and _shape(present) != shape:
+        ip.remove_link(name, present.index)
         present = None
     if present is None:
         log.info("tunnel link changed", link=name, id=shape.id, port=shape.port, local=format_address(shape.local))
-        nl.run(Message(f"make link {name}", Rtm.NEWLINK, Flag.CREATE | Flag.EXCL, _vxlan(name, shape, mtu)))
-        index = socket.if_nametoindex(name)
-        nl.run(*no_link_local(f"set up link {name}", index, mtu))
+        local = "vxlan_local" if family_of(shape.local) is Family.V4 else "vxlan_local6"
+        index = ip.add_link(name, "vxlan", mac=shape.mac, mtu=mtu, group=LINK_GROUP, vxlan_id=shape.id,
+                            vxlan_port=shape.port, vxlan_learning=shape.learning,
+                            **{local: format_address(shape.local)})  # fmt: skip
+        ip.forbid_link_local(name, index, mtu)
         for setting, value in link_settings(name).items():
             netns.write_sysctl(setting, value)
     else:
         index = present.index
     if present is None or not present.up or present.mtu != mtu:
-        raised = rtnetlink.link(rtnetlink.u32(rtnetlink.Ifla.MTU, mtu), index=index, up=True)
-        nl.run(Message(f"raise link {name}", Rtm.NEWLINK, Flag(0), raised))
+        ip.raise_link(name, index, mtu)
     return index
 
 
-def _remove(nl: Netlink, name: str, present: _Present) -> None:
-    nl.run(Message(f"remove link {name}", Rtm.DELLINK, Flag(0), rtnetlink.link(index=present.index)))
-
-
-def _vxlan(name: str, shape: _Shape, mtu: int) -> bytes:
-    field = rtnetlink.Vxlan
-    local = field.LOCAL if family_of(shape.local) is Family.V4 else field.LOCAL6
-    data = rtnetlink.nested(
-        rtnetlink.Info.DATA,
-        rtnetlink.u32(field.ID, shape.id),
-        rtnetlink.attribute(local, shape.local),
-        rtnetlink.attribute(field.PORT, shape.port.to_bytes(2, "big")),
-        rtnetlink.u8(field.LEARNING, shape.learning),
-    )
-    return rtnetlink.link(
-        rtnetlink.text(rtnetlink.Ifla.IFNAME, name),
-        rtnetlink.attribute(rtnetlink.Ifla.ADDRESS, shape.mac),
-        rtnetlink.u32(rtnetlink.Ifla.MTU, mtu),
-        rtnetlink.u32(rtnetlink.Ifla.GROUP, LINK_GROUP),
-        rtnetlink.nested(rtnetlink.Ifla.LINKINFO, rtnetlink.text(rtnetlink.Info.KIND, "vxlan"), data),
-    )
-
-
-def _addresses(nl: Netlink, index: int, wanted: Tunnel, failures: set[str]) -> None:
+def _addresses(ip: IPRoute, index: int, wanted: Tunnel, failures: set[str]) -> None:
     """Give a link the node's own addresses on the pod network, so that what the node sends comes back the same way."""
-    present = set()
-    for payload in nl.dump(
-        Message("list addresses", Rtm.GETADDR, Flag(0), rtnetlink.ADDRESS_HEADER.pack(0, 0, 0, 0, 0))
-    ):
-        if rtnetlink.ADDRESS_HEADER.unpack_from(payload)[4] == index:
-            found = rtnetlink.attributes_of(payload[rtnetlink.ADDRESS_HEADER.size :])
-            present.add(found.get(rtnetlink.Ifa.LOCAL) or found[rtnetlink.Ifa.ADDRESS])
+    present = ip.host_addresses(index)
     for address in present.symmetric_difference(wanted.addresses):
-        step = f"address {format_address(address)} of the tunnel"
-        kind, flags = (Rtm.DELADDR, Flag(0)) if address in present else (Rtm.NEWADDR, _REPLACE)
-        _try(nl, Message(step, kind, flags, rtnetlink.address(address, index=index)), failures)
+        try:
+            (ip.remove_address if address in present else ip.add_address)(address, index)
+        except NetlinkError as error:
+            failures.add(str(error))
 
 
 def _entries(nl: Netlink, index: int, wanted: Tunnel, failures: set[str]) -> None:
@@ -211,7 +165,3 @@ def _try(nl: Netlink, message: Message, failures: set[str]) -> None:
         nl.run(message)
     except NetlinkError as error:
         failures.add(str(error))
-
-
-def _number(value: bytes | None) -> int:
-    return int.from_bytes(value or b"", "little")

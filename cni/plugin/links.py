@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from cni import netns
 from cni.netlink import rtnetlink
 from cni.netlink.rtnetlink import Flag, Message, Netlink, NetlinkError, Rtm
-from cni.node.bridge import BRIDGE_MAC, PORT_PREFIX, ROUTE_PROTOCOL, Bridge, no_link_local
+from cni.node.bridge import BRIDGE_MAC, PORT_PREFIX, ROUTE_PROTOCOL, Bridge
+from cni.node.iproute import has_ipv6
 from enforcer.model.addresses import Address, Family, family_of, format_address
 from enforcer.model.objects import Attachment
 
@@ -50,7 +51,15 @@ class Link:
             OSError: the pod's namespace cannot be entered.
         """
         with Netlink() as nl:
-            nl.run(Message(f"make veth {attachment.host_interface}", Rtm.NEWLINK, _NEW, self._veth(attachment)))
+            pair = rtnetlink.veth(
+                attachment.host_interface,
+                mtu=self.bridge.mtu,
+                bridge=self.bridge.bridge_index,
+                peer=attachment.ifname,
+                mac=attachment.mac,
+                peer_netns=self.pod_netns,
+            )
+            nl.run(Message(f"make veth {attachment.host_interface}", Rtm.NEWLINK, _NEW, pair))
             port_index = socket.if_nametoindex(attachment.host_interface)
             nl.run(*self._port(attachment, port_index))
         with netns.visit(self.pod_netns, home=self.own_netns):
@@ -58,7 +67,7 @@ class Link:
             netns.write_sysctl(f"net/ipv6/conf/{attachment.ifname}/accept_ra", "0")
             with Netlink() as nl:
                 nl.run(
-                    *no_link_local("set up the pod's side", index, self.bridge.mtu),
+                    *self._no_link_local("set up the pod's side", index),
                     *_pod_side(attachment, gateways, index),
                 )
 
@@ -77,34 +86,16 @@ class Link:
             with Netlink() as nl:
                 return _missing(nl, attachment, gateways, index)
 
-    def _veth(self, attachment: Attachment) -> bytes:
-        peer = rtnetlink.link(
-            rtnetlink.text(rtnetlink.Ifla.IFNAME, attachment.ifname),
-            rtnetlink.attribute(rtnetlink.Ifla.ADDRESS, attachment.mac),
-            rtnetlink.u32(rtnetlink.Ifla.MTU, self.bridge.mtu),
-            rtnetlink.u32(rtnetlink.Ifla.NET_NS_FD, self.pod_netns),
-        )
-        pair = rtnetlink.nested(rtnetlink.Info.DATA, rtnetlink.attribute(rtnetlink.VETH_INFO_PEER, peer))
-        return rtnetlink.link(
-            rtnetlink.text(rtnetlink.Ifla.IFNAME, attachment.host_interface),
-            rtnetlink.u32(rtnetlink.Ifla.MTU, self.bridge.mtu),
-            rtnetlink.u32(rtnetlink.Ifla.MASTER, self.bridge.bridge_index),
-            rtnetlink.nested(rtnetlink.Ifla.LINKINFO, rtnetlink.text(rtnetlink.Info.KIND, "veth"), pair),
-        )
+    def _no_link_local(self, step: str, index: int) -> list[Message]:
+        payload = rtnetlink.no_link_local(index=index)
+        return [Message(step, Rtm.NEWLINK, Flag(0), payload)] if has_ipv6(self.bridge.mtu) else []
 
     def _port(self, attachment: Attachment, index: int) -> list[Message]:
-        port = rtnetlink.Port
-        settings = rtnetlink.nested(
-            rtnetlink.Info.SLAVE_DATA,
-            rtnetlink.u8(port.ISOLATED, 1),
-            *(rtnetlink.u8(off, 0) for off in (port.LEARNING, port.UNICAST_FLOOD, port.MCAST_FLOOD, port.BCAST_FLOOD)),
-        )
-        info = rtnetlink.nested(rtnetlink.Ifla.LINKINFO, rtnetlink.text(rtnetlink.Info.SLAVE_KIND, "bridge"), settings)
         forwarding = rtnetlink.forwarding_entry(attachment.mac, index=index)
         bridge = self.bridge.bridge_index
-        isolated = rtnetlink.link(info, index=index)
+        isolated = rtnetlink.isolated_port(index=index)
         messages = [
-            *no_link_local(f"set up port {attachment.host_interface}", index, self.bridge.mtu),
+            *self._no_link_local(f"set up port {attachment.host_interface}", index),
             Message(f"isolate port {attachment.host_interface}", Rtm.NEWLINK, Flag(0), isolated),
             Message("forwarding entry", Rtm.NEWNEIGH, Flag.CREATE | Flag.REPLACE, forwarding),
         ]

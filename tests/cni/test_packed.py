@@ -82,12 +82,59 @@ CASES: list[tuple[str, bytes, type, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
+NESTED: list[tuple[str, bytes, dict[tuple[str, ...], Any]]] = [
+    (
+        "veth",
+        rtnetlink.veth("dbr1", mtu=1400, bridge=3, peer="eth0", mac=MAC, peer_netns=9),
+        {
+            ("ifname",): "dbr1",
+            ("mtu",): 1400,
+            ("master",): 3,
+            ("linkinfo", "kind"): "veth",
+            ("linkinfo", "data", "VETH_INFO_PEER", "ifname"): "eth0",
+            ("linkinfo", "data", "VETH_INFO_PEER", "mtu"): 1400,
+            ("linkinfo", "data", "VETH_INFO_PEER", "address"): MAC_TEXT,
+            ("linkinfo", "data", "VETH_INFO_PEER", "net_ns_fd"): 9,
+        },
+    ),
+    (
+        "isolated_port",
+        rtnetlink.isolated_port(index=7),
+        {
+            ("index",): 7,
+            ("linkinfo", "slave_kind"): "bridge",
+            ("linkinfo", "slave_data", "isolated"): 1,
+            ("linkinfo", "slave_data", "learning"): 0,
+            ("linkinfo", "slave_data", "unicast_flood"): 0,
+            ("linkinfo", "slave_data", "mcast_flood"): 0,
+            ("linkinfo", "slave_data", "bcast_flood"): 0,
+        },
+    ),
+    (
+        "no_link_local",
+        rtnetlink.no_link_local(index=7),
+        {("index",): 7, ("af_spec", "af_inet6", "inet6_addr_gen_mode"): 1},
+    ),
+]
+
+
+def decoded(decoder: type, payload: bytes) -> Any:
+    message = decoder(struct.pack("=IHHII", len(payload) + 16, 0, 0, 0, 0) + payload)
+    message.decode()
+    return message
+
+
+@pytest.mark.parametrize(("name", "payload", "values"), NESTED)
+def test_pyroute2_decodes_what_is_nested(name: str, payload: bytes, values: dict[tuple[str, ...], Any]) -> None:
+    message = decoded(ifinfmsg, payload)
+    assert {path: message.get(path) if len(path) > 1 else message.get(path[0]) for path in values} == values, name
+
+
 @pytest.mark.parametrize(("name", "payload", "decoder", "fields", "attributes"), CASES)
 def test_pyroute2_decodes_what_is_packed(
     name: str, payload: bytes, decoder: type, fields: dict[str, Any], attributes: dict[str, Any]
 ) -> None:
-    message = decoder(struct.pack("=IHHII", len(payload) + 16, 0, 0, 0, 0) + payload)
-    message.decode()
+    message = decoded(decoder, payload)
     assert {field: message[field] for field in fields} == fields, name
     assert dict(message["attrs"]) == attributes, name
 
@@ -98,4 +145,4 @@ def test_every_packing_function_has_a_case() -> None:
         for name, function in inspect.getmembers(rtnetlink, inspect.isfunction)
         if not name.startswith("_") and inspect.signature(function).return_annotation == "bytes"
     }
-    assert packing - HELPERS | {"Route"} == {name for name, *_ in CASES}
+    assert packing - HELPERS | {"Route"} == {name for name, *_ in (*CASES, *NESTED)}
