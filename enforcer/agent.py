@@ -178,7 +178,7 @@ class Agent:
         if self._events is not None:
             self._events.start()
         cni = CniServer(self._options.run_dir / "cni.sock", self._operations) if self._network else None
-        control = ControlServer(self._options.run_dir, self._control_handlers().by_name())
+        control = ControlServer(self._options.run_dir, self._control_handlers().answer)
         if cni is not None:
             cni.start()
         control.start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import click
 import msgspec
@@ -12,7 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cni.plugin import install
+from enforcer.control.messages import AnyQuestion
 from enforcer.control.socket import ControlError, ask
+
+T = TypeVar("T")
 
 _WIDTH = 120
 RUN_DIR = Path("/run/drawbridge")
@@ -42,10 +45,10 @@ def console() -> Console:
     return Console(highlight=False, width=max(found.width, _WIDTH) if found.is_terminal else 200)
 
 
-def asked(directory: Path, operation: str, *, seconds: float = 10.0, **arguments: Any) -> Any:
+def asked(directory: Path, question: AnyQuestion, answer: type[T], *, seconds: float = 10.0) -> T:
     """Ask the agent, or end with what it says is wrong."""
     try:
-        return ask(directory, operation, seconds=seconds, **arguments)
+        return ask(directory, question, answer, seconds=seconds)
     except ControlError as error:
         raise click.ClickException(str(error)) from error
 

@@ -11,13 +11,12 @@ import time
 from pathlib import Path
 
 import click
-import msgspec
 from rich.table import Table
 
 import enforcer
 from enforcer.cli import common
 from enforcer.cli.inspect import print_flows
-from enforcer.control.explain import Flow
+from enforcer.control.messages import Flow, Question
 from enforcer.demo.lab import Lab, LabError
 
 _MANIFESTS = Path(enforcer.__file__).parent / "demo" / "manifests"
@@ -89,9 +88,8 @@ def _show(folder: Path, executable: Path) -> bool:
         right &= _matrix(lab, "With the policies of policies.yaml", {pair: pair in _ALLOWED for pair in _pairs()})
 
         out.print("\n[bold]Why can the frontend not reach the database?[/]")
-        flows = msgspec.convert(
-            lab.ask("explain", source="shop/frontend", destination="shop/db", protocol="tcp", port=5432), list[Flow]
-        )
+        question = Question(source="shop/frontend", destination="shop/db", protocol="tcp", port=5432)
+        flows = lab.ask(question, list[Flow])
         print_flows(flows[:1])
         right &= not flows[0].allowed and all(answer.agrees for flow in flows for answer in flow.answers)
 

@@ -5,15 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
-import msgspec
 
 from enforcer.cli import common, offline
-from enforcer.control.explain import Evidence, Flow, Question, QuestionError
+from enforcer.control.explain import Evidence, QuestionError
 from enforcer.control.explain import explain as explain_flow
-from enforcer.model.sources import SourceStatus
+from enforcer.control.messages import (
+    Flow,
+    PodRow,
+    PodsQuestion,
+    Policies,
+    PoliciesQuestion,
+    Question,
+    Status,
+    StatusQuestion,
+)
 from enforcer.ruleset.evaluate import RulesetView
 
 
@@ -24,44 +31,43 @@ from enforcer.ruleset.evaluate import RulesetView
 def status(run_dir: Path, wait: float, output: str) -> None:
     """Say whether the kernel holds all that the source holds. Exit 0 if so, else 1."""
     # Without --wait the loop still gets a moment to answer in.
-    answer = common.asked(run_dir, "status", seconds=wait + 10, wait=max(wait, 1.0))
+    answer = common.asked(run_dir, StatusQuestion(max(wait, 1.0)), Status, seconds=wait + 10)
     common.show(answer, output, lambda: _print_status(answer))
-    sys.exit(0 if answer["synced"] else 1)
+    sys.exit(0 if answer.synced else 1)
 
 
-def _print_status(answer: dict[str, Any]) -> None:
-    state = "[green]in sync[/]" if answer["synced"] else "[red]not in sync[/]"
+def _print_status(answer: Status) -> None:
+    state = "[green]in sync[/]" if answer.synced else "[red]not in sync[/]"
     out = common.console()
-    out.print(f"{state}: node {answer['node']}, source {answer['source']}, table {answer['table']}")
-    pods = answer["pods"]
-    out.print(f"{pods['local']} pods here of {pods['cluster']} in the cluster, {answer['policies']} policies")
-    if answer["failure"]:
+    out.print(f"{state}: node {answer.node}, source {answer.source}, table {answer.table}")
+    pods = answer.pods
+    out.print(f"{pods.local} pods here of {pods.cluster} in the cluster, {answer.policies} policies")
+    if answer.failure:
         out.print("[red]the kernel refuses[/]:", end=" ")
-        out.print(answer["failure"], markup=False)
-    if stamps_failure := answer["stamps"]["failure"]:
+        out.print(answer.failure, markup=False)
+    if stamps_failure := answer.stamps.failure:
         out.print("[red]every packet is judged[/]:", end=" ")
         out.print(f"stamps of old epochs could not be cleared from connections: {stamps_failure}", markup=False)
-    for missing in answer["kernel"]["missing"]:
+    for missing in answer.kernel.missing:
         out.print("[red]missing in the kernel[/]:", end=" ")
         out.print(missing, markup=False)
-    for setting in answer["settings"]:
+    for setting in answer.settings:
         out.print("[red]a setting of the node is wrong[/]:", end=" ")
         out.print(setting, markup=False)
-    sources = [SourceStatus(**status) for status in answer["sources"]]
-    for source in sources:
+    for source in answer.sources:
         if source.last_error:
             out.print("[red]the last state stands[/]:", end=" ")
             out.print(str(source), markup=False)
-    if fine := [str(source) for source in sources if not source.last_error]:
+    if fine := [str(source) for source in answer.sources if not source.last_error]:
         out.print(", ".join(fine))
-    if answer["unready"]:
+    if answer.unready:
         out.print("[red]no pod can start here[/]:", end=" ")
-        out.print(answer["unready"], markup=False)
-    for problem in answer["problems"]:
+        out.print(answer.unready, markup=False)
+    for problem in answer.problems:
         out.print("problem on the node:", problem, markup=False)
-    for rejected in answer["rejected"]:
-        name = "/".join(filter(None, (rejected["namespace"], rejected["name"])))
-        out.print("not enforced as written:", f"{rejected['kind']} {name}: {rejected['reason']}", markup=False)
+    for rejected in answer.rejected:
+        name = "/".join(filter(None, (rejected.namespace, rejected.name)))
+        out.print("not enforced as written:", f"{rejected.kind} {name}: {rejected.reason}", markup=False)
 
 
 @click.command()
@@ -69,15 +75,15 @@ def _print_status(answer: dict[str, Any]) -> None:
 @common.output
 def pods(run_dir: Path, output: str) -> None:
     """List the pods that the agent knows, with their addresses."""
-    answer = common.asked(run_dir, "pods")
+    answer = common.asked(run_dir, PodsQuestion(), list[PodRow])
     columns = ["POD", "ADDRESSES", "NODE", "PORT", "STANDING"]
     rows = [
         [
-            row["pod"],
-            ", ".join(row["addresses"]),
-            "this" if row["local"] else "other",
-            row["port"] or "-",
-            row["standing"],
+            row.pod,
+            ", ".join(row.addresses),
+            "this" if row.local else "other",
+            row.port or "-",
+            row.standing,
         ]
         for row in answer
     ]
@@ -92,18 +98,18 @@ def policies(run_dir: Path, output: str) -> None:
 
     A connection that goes on is counted once more each time that policy changes.
     """
-    answer = common.asked(run_dir, "policies")
+    answer = common.asked(run_dir, PoliciesQuestion(), Policies)
     common.show(answer, output, lambda: _print_policies(answer))
 
 
-def _print_policies(answer: dict[str, Any]) -> None:
+def _print_policies(answer: Policies) -> None:
     columns = ["POLICY", "PODS HERE", "NEW FLOWS ALLOWED", "PACKETS DENIED", "REJECTED"]
     rows = [
-        [row["policy"], str(row["pods"]), _counted(row["packets"]), _counted(row["denied"]), row["rejected"] or "-"]
-        for row in answer["policies"]
+        [row.policy, str(row.pods), _counted(row.packets), _counted(row.denied), row.rejected or "-"]
+        for row in answer.policies
     ]
     common.print_table(columns, rows)
-    click.echo(f"packets denied by no policy: {_counted(answer['denied'])}")
+    click.echo(f"packets denied by no policy: {_counted(answer.denied)}")
 
 
 def _counted(packets: dict[str, int]) -> str:
@@ -132,8 +138,7 @@ def explain(source: str, destination: str, port: str, run_dir: Path, files: tupl
         except (QuestionError, OSError) as error:
             raise click.ClickException(str(error)) from error
     else:
-        answer = common.asked(run_dir, "explain", **msgspec.to_builtins(question))
-        flows = msgspec.convert(answer, list[Flow])
+        flows = common.asked(run_dir, question, list[Flow])
     common.show(flows, output, lambda: print_flows(flows))
     sys.exit(0 if all(flow.allowed for flow in flows) else 1)
 

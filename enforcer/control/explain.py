@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import msgspec
-
+from enforcer.control.messages import Answer, Flow, Question
 from enforcer.model.addresses import Address, Family, Network, family_of, format_address, parse_address
 from enforcer.model.objects import Direction
 from enforcer.policy.resolve import Cluster
@@ -17,43 +16,6 @@ NODE = "node"
 """The word for this node itself."""
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "icmp": 1}
-
-
-class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """A flow: ``source`` and ``destination`` are ``namespace/pod``, an address, or ``node``."""
-
-    source: str
-    destination: str
-    protocol: str
-    port: int | None = None
-
-
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """One direction of one flow.
-
-    ``kernel`` is the rule that the kernel has for it (None: not asked, or nothing here judges it), and ``agrees``
-    whether it says what the model says. ``advice`` is what would allow a denied flow.
-    """
-
-    direction: str
-    allowed: bool
-    pod: str
-    reason: str
-    advice: str = ""
-    kernel: str | None = None
-    agrees: bool | None = None
-    packets: int | None = None
-
-
-class Flow(msgspec.Struct, frozen=True, kw_only=True):
-    """The explanation of a flow for one pair of addresses."""
-
-    source: str
-    destination: str
-    protocol: str
-    port: int | None
-    allowed: bool
-    answers: list[Answer]
 
 
 class QuestionError(Exception):
@@ -103,7 +65,7 @@ def _addresses(cluster: Cluster, end: str, evidence: Evidence) -> tuple[Address,
         return evidence.node
     if "/" in end:
         for endpoint in cluster.endpoints.values():
-            if endpoint.key.split(" ")[0] == end:
+            if end in {endpoint.key, endpoint.claimed_pod}:
                 return endpoint.addresses
         raise QuestionError(f"{end}: no such pod with an address on the pod network; see `drawbridge pods`")
     try:

@@ -6,20 +6,27 @@ import os
 import socket
 import socketserver
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 import structlog
+
+from enforcer.control.messages import AnyQuestion
 
 SOCKET = "agent.sock"
 _MAX_LINE = 1 << 16
 
 log = structlog.get_logger()
 
-Operation = Callable[[Mapping[str, Any]], Any]
-"""Takes the question's arguments; returns what msgspec can encode; raises ``ControlError`` for the one who asks."""
+T = TypeVar("T")
+
+
+class _Error(msgspec.Struct):
+    """The reply to a question that has no answer."""
+
+    error: str
 
 
 class ControlError(Exception):
@@ -33,34 +40,38 @@ class _Handler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         """Answer one question."""
         try:
-            question = msgspec.json.decode(self.rfile.readline(_MAX_LINE), type=dict[str, Any])
-            operation = self.server.operations[str(question.pop("operation", ""))]
-            answer = {"answer": operation(question)}
+            question = msgspec.json.decode(self.rfile.readline(_MAX_LINE), type=AnyQuestion)
+            reply: object = {"answer": self.server.answer(question)}
+        except msgspec.DecodeError as error:
+            reply = _Error(f"not a question that this agent knows: {error}; are command and agent of one version?")
         except ControlError as error:
-            answer = {"error": str(error)}
+            reply = _Error(str(error))
         except Exception as error:
-            log.exception("control")
-            answer = {"error": f"the agent failed: {error!r}"}
-        self.wfile.write(msgspec.json.encode(answer) + b"\n")
+            log.exception("control request failed")
+            reply = _Error(f"the agent failed: {error!r}")
+        self.wfile.write(msgspec.json.encode(reply) + b"\n")
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
 
-    def __init__(self, path: str, operations: Mapping[str, Operation]) -> None:
-        self.operations = operations
+    def __init__(self, path: str, answer: Callable[[AnyQuestion], object]) -> None:
+        self.answer = answer
         super().__init__(path, _Handler)
 
 
 class ControlServer:
-    """Serves operations, in threads of its own."""
+    """Has questions answered, in threads of its own.
 
-    def __init__(self, run_dir: Path, operations: Mapping[str, Operation]) -> None:
+    ``answer`` returns what msgspec can encode, and raises ``ControlError`` for the one who asks.
+    """
+
+    def __init__(self, run_dir: Path, answer: Callable[[AnyQuestion], object]) -> None:
         self._path = run_dir / SOCKET
         self._path.unlink(missing_ok=True)
         mask = os.umask(0o177)
         try:
-            self._server = _Server(str(self._path), operations)
+            self._server = _Server(str(self._path), answer)
         finally:
             os.umask(mask)
         self._thread = threading.Thread(target=self._server.serve_forever, name="control", daemon=True)
@@ -76,8 +87,8 @@ class ControlServer:
         self._path.unlink(missing_ok=True)
 
 
-def ask(run_dir: Path, operation: str, *, seconds: float = 10.0, **arguments: Any) -> Any:
-    """Ask the agent of a run directory.
+def ask(run_dir: Path, question: AnyQuestion, answer: type[T], *, seconds: float = 10.0) -> T:
+    """Ask the agent of a run directory; the answer is of type ``answer``.
 
     Raises:
         ControlError: there is no agent, it does not answer within ``seconds``, or it answers with an error.
@@ -87,14 +98,17 @@ def ask(run_dir: Path, operation: str, *, seconds: float = 10.0, **arguments: An
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asked:
             asked.settimeout(seconds)
             asked.connect(str(path))
-            asked.sendall(msgspec.json.encode({"operation": operation, **arguments}) + b"\n")
+            asked.sendall(msgspec.json.encode(question) + b"\n")
             with asked.makefile("rb") as reply:
                 line = reply.readline()
     except OSError as error:
         raise ControlError(f"no agent answers at {path}: {error}; is `drawbridge agent` running?") from error
     if not line:
         raise ControlError(f"the agent at {path} ended before it answered")
-    answer: dict[str, Any] = msgspec.json.decode(line)
-    if "error" in answer:
-        raise ControlError(answer["error"])
-    return answer["answer"]
+    told = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+    if "error" in told:
+        raise ControlError(msgspec.json.decode(told["error"], type=str))
+    try:
+        return msgspec.json.decode(told["answer"], type=answer)
+    except msgspec.DecodeError as error:
+        raise ControlError(f"the agent at {path} is of another version: {error}") from error

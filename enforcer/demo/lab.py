@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from cni import netns
+from enforcer.control.messages import AnyQuestion, StatusQuestion
 from enforcer.control.socket import ControlError, ask
 
 NETNS = Path("/run/netns")
+T = TypeVar("T")
+
 _START_SECONDS = 20.0
 # A busy machine may lose a packet; TCP sends it again after a second.
 _PROBE_SECONDS = 1.5
@@ -138,12 +141,11 @@ class Lab:
 
     def status(self, wait: float = 10.0) -> dict[str, Any]:
         """The agent's status, when the kernel holds what the source held, or ``wait`` seconds have passed."""
-        answer: dict[str, Any] = ask(self.run_dir, "status", seconds=wait + 10, wait=wait)
-        return answer
+        return self.ask(StatusQuestion(wait), dict[str, Any], seconds=wait + 10)
 
-    def ask(self, operation: str, **arguments: Any) -> Any:
-        """Ask the agent."""
-        return ask(self.run_dir, operation, **arguments)
+    def ask(self, question: AnyQuestion, answer: type[T], *, seconds: float = 10.0) -> T:
+        """Ask the agent; see ``control.socket.ask``."""
+        return ask(self.run_dir, question, answer, seconds=seconds)
 
     def add_pod(self, key: str, *, kubernetes: bool = True) -> Pod:
         """Make a pod's namespace and attach it."""

@@ -30,7 +30,8 @@ class Endpoint:
     """A pod's addresses on the pod network.
 
     ``key`` is ``namespace/name`` of a pod, or the attachment's key for what has none. ``local`` says that its packets
-    pass this node's hooks, so that its policies are this node's to enforce.
+    pass this node's hooks, so that its policies are this node's to enforce. ``claimed_pod`` is the pod that an
+    attachment names, where its object is not known.
     """
 
     key: str
@@ -40,3 +41,4 @@ class Endpoint:
     standing: Standing = Standing.POD
     labels: Labels = field(default_factory=dict)
     ports: tuple[ContainerPort, ...] = ()
+    claimed_pod: str | None = None

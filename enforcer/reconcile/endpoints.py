@@ -132,7 +132,7 @@ class Endpoints:
     def _doubtful(self, key: str, attachments: list[Attachment]) -> Endpoint:
         addresses = tuple(address for attachment in attachments for address in attachment.addresses)
         namespace = key.partition("/")[0]
-        return Endpoint(key + UNKNOWN_SUFFIX, namespace, addresses, local=True, standing=self._unknown)
+        return Endpoint(key + UNKNOWN_SUFFIX, namespace, addresses, local=True, standing=self._unknown, claimed_pod=key)
 
     def _guest(self, attachment: Attachment) -> Endpoint:
         return Endpoint(attachment.key, "", attachment.addresses, local=True, standing=Standing.GUEST)

@@ -24,6 +24,11 @@ UNKNOWN_SOURCE = "denied/unknown-source"
 UNKNOWN_POD = "denied/unknown-pod"
 FORGED = "denied/forged"
 TUNNEL = "denied/tunnel"
+DENIED_BY_NO_POLICY = {
+    name: name.removeprefix("denied/")
+    for name in (*DENIED.values(), NO_FLOW, UNKNOWN_SOURCE, UNKNOWN_POD, FORGED, TUNNEL)
+}
+"""Counters of what is denied for another reason than a policy, with that reason."""
 
 _ALL = 0xFFFFFFFF
 # Neighbour discovery and router messages are of the link, not of a connection that policy could mean (RFC 4861).

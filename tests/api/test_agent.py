@@ -10,9 +10,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from enforcer.control.messages import Policies, PoliciesQuestion
 from enforcer.demo.lab import Lab, LabError
 from tests.api.controlplane import ControlPlane
 from tests.api.processes import wait_until
@@ -26,7 +28,7 @@ USER = "drawbridge"
 LENIENT = "--feature-gates=StrictIPCIDRValidation=false"
 
 
-def role(name: str, group: str, resources: list[str], verbs: list[str]) -> list[dict]:
+def role(name: str, group: str, resources: list[str], verbs: list[str]) -> list[dict[str, Any]]:
     """A ClusterRole of one rule, bound to the user that the agent is."""
     rbac = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": name}}
     rule = {"apiGroups": [group], "resources": resources, "verbs": verbs}
@@ -179,7 +181,7 @@ def test_policies_of_the_api_hold_also_while_the_server_is_away_and_the_agent_re
     assert lab.status()["pods"]["local"] == 2
 
 
-def refused() -> dict:
+def refused() -> dict[str, Any]:
     """A policy of which 1.37 says "must not have leading 0s": it could be read as octal."""
     rule = {"from": [{"ipBlock": {"cidr": "10.010.0.0/16"}}]}
     return policy("octal", "default") | {"spec": {"podSelector": {"matchLabels": {"app": "db"}}, "ingress": [rule]}}
@@ -197,8 +199,8 @@ def test_a_refused_policy_closes_its_pods_and_an_event_says_so_where_events_may_
     wait_until(lambda: "create and patch of events" in log.read_text(), "the hint is logged", seconds=30)
     assert "octal" not in plane.kubectl("get", "events")
     assert lab.status(10)["synced"]
-    (row,) = lab.ask("policies")["policies"]
-    assert "spec.ingress[0].from[0].ipBlock.cidr" in row["rejected"]
+    (row,) = lab.ask(PoliciesQuestion(), Policies).policies
+    assert "spec.ingress[0].from[0].ipBlock.cidr" in (row.rejected or "")
     apply(plane, *EVENTS)
     lab.stop_agent()
     lab.start_agent()

@@ -13,7 +13,9 @@ import pytest
 import yaml
 
 from enforcer.cli import inspect
+from enforcer.control.messages import Kernel, Pods, Status
 from enforcer.demo.lab import Lab
+from enforcer.reconcile.state import Stamps
 from tests.e2e.conftest import EXECUTABLE, WEB_TO_DB, put
 
 pytestmark = pytest.mark.netns
@@ -83,7 +85,7 @@ def test_what_the_agent_knows_is_shown_for_people_and_for_scripts(lab: Lab, sour
     ],
 )
 def test_explain_says_why_and_its_exit_status_whether(  # noqa: PLR0917 - one a column
-    lab, source, source_end, destination, port, status, words
+    lab: Lab, source: Path, source_end: str, destination: str, port: str, status: int, words: str
 ) -> None:
     lab.add_pod("x/db")
     lab.add_pod("x/web")
@@ -132,8 +134,8 @@ def test_the_version_and_help_of_each_command_are_there(lab: Lab) -> None:
 def test_a_reason_with_brackets_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     """The kernel's and the API server's words are not ours to read as markup."""
     said = "Error: syntax error [/x] [red]y"
-    of = {"node": "n", "source": "s", "table": "t", "policies": 0, "pods": {"local": 0, "cluster": 0}}
-    lists = {"settings": [said], "sources": [], "problems": [said], "rejected": []}
-    inspect._print_status({**of, **lists, "synced": False, "failure": said, "unready": said,
-                            "stamps": {"failure": said}, "kernel": {"missing": [said]}})  # fmt: skip
+    answer = Status(synced=False, node="n", source="s", pods=Pods(0, 0), attachments=0, policies=0, rejected=[],
+                    sources=[], settings=[said], failure=said, stamps=Stamps(None, 0, said), unready=said,
+                    problems=[said], kernel=Kernel("6.18", [said], []), table="t")  # fmt: skip
+    inspect._print_status(answer)
     assert capsys.readouterr().out.count(said) == 6

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from enforcer.control.messages import PodRow, PodsQuestion
 from enforcer.demo.lab import Lab, Pod
 from tests.e2e.conftest import WEB_TO_DB, put
 from tests.e2e.containerd import Containerd, containerd
@@ -28,8 +29,8 @@ def runtime(lab: Lab) -> Iterator[Containerd]:
 def container_pod(lab: Lab, pid: int, known: set[str]) -> Pod:
     """A container's namespace, for probes; its address is the one that was not known before."""
     descriptor = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    new = [row for row in lab.ask("pods") if row["pod"] not in known]
-    return Pod("container", "container", descriptor, new[0]["addresses"])
+    new = [row for row in lab.ask(PodsQuestion(), list[PodRow]) if row.pod not in known]
+    return Pod("container", "container", descriptor, new[0].addresses)
 
 
 def test_containers_get_a_network_that_policies_hold_for_and_leave_nothing(
@@ -37,7 +38,7 @@ def test_containers_get_a_network_that_policies_hold_for_and_leave_nothing(
 ) -> None:
     db = lab.add_pod("x/db")
     lab.listen(db, 5432)
-    known = {row["pod"] for row in lab.ask("pods")}
+    known = {row.pod for row in lab.ask(PodsQuestion(), list[PodRow])}
     with runtime.run("server", *SERVE) as pid:
         server = container_pod(lab, pid, known)
         address = server.addresses[0]

@@ -11,9 +11,11 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from enforcer.control.messages import PodRow, PodsQuestion
 from enforcer.demo.lab import Lab, LabError, Pod
 from tests.api.processes import wait_until
 from tests.e2e.conftest import EXECUTABLE, PODS, WEB_TO_DB, put
@@ -80,7 +82,7 @@ def test_an_attached_address_is_its_pods_whatever_a_status_claims(
     db, web = pair
     evil = lab.add_pod("x/evil")
 
-    def claiming(name: str, app: str, *addresses: str, node: str = lab.name) -> dict:
+    def claiming(name: str, app: str, *addresses: str, node: str = lab.name) -> dict[str, Any]:
         container = {"name": "c", "ports": [{"name": "pg", "containerPort": PG}]}
         return {"apiVersion": "v1", "kind": "Pod",
                 "metadata": {"name": name, "namespace": "x", "labels": {"app": app}},
@@ -159,7 +161,7 @@ def test_what_another_process_does_to_our_tables_is_put_back(
 
 
 def test_the_listing_of_the_kernel_has_the_rules_that_render_prints(
-    lab: Lab, pair: tuple[Pod, Pod], source: Path, tmp_path
+    lab: Lab, pair: tuple[Pod, Pod], source: Path, tmp_path: Path
 ) -> None:
     put(source / "policy.yaml", WEB_TO_DB)
     lab.status()
@@ -248,9 +250,11 @@ def test_check_says_what_a_pod_has_lost(lab: Lab, damage: str, words: str) -> No
         ({"runtimeConfig": {"ips": ["10.99.0.1/24"]}}, {"CNI_CONTAINERID": "new"}, 100),
     ],
 )
-def test_what_cannot_be_done_is_refused_with_the_codes_of_the_specification(lab, config, environment, code) -> None:
+def test_what_cannot_be_done_is_refused_with_the_codes_of_the_specification(
+    lab: Lab, config: dict[str, Any], environment: dict[str, str], code: int
+) -> None:
     lab.add_pod("x/web")
-    done = lab.cni("ADD", "x/web", config=config, **environment)
+    done = lab.cni("ADD", "x/web", config=config, kubernetes=True, **environment)
     assert done.returncode == 1
     assert json.loads(done.stdout)["code"] == code
     assert lab.status()["attachments"] == 1
@@ -285,7 +289,9 @@ def test_a_forged_source_address_is_dropped_by_the_guard(lab: Lab, pair: tuple[P
         code = f"import socket; s = socket.create_connection(('{db.addresses[0]}', {PG}), 1, ('10.99.0.200', 0))"
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode != 0
     listed = lab.nft("list", "counter", "bridge", "drawbridge", "denied/forged")
-    assert int(re.search(r"packets (\d+)", listed)[1]) > 0
+    counted = re.search(r"packets (\d+)", listed)
+    assert counted is not None
+    assert int(counted[1]) > 0
 
 
 def test_an_agent_that_is_away_is_reported_with_code_11(tmp_path: Path) -> None:
@@ -389,6 +395,6 @@ def test_status_and_gc_serve_runtimes_of_version_1_1(lab: Lab) -> None:
     assert lab.status()["attachments"] == 2
     assert lab.cni("GC", "x/web", config=config).returncode == 0
     assert lab.status()["attachments"] == 1
-    assert [row["pod"] for row in lab.ask("pods")] == ["x/web"]
+    assert [row.pod for row in lab.ask(PodsQuestion(), list[PodRow])] == ["x/web"]
     assert lost.addresses[0] not in lab.nft("list", "ruleset")
     assert lab.cni("GC", "x/web", config={"cniVersion": "1.0.0"}).returncode == 1

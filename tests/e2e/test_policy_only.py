@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from enforcer.control.messages import Flow, Question
 from enforcer.demo.lab import NETNS, Lab
 from tests.api.processes import wait_until
 from tests.e2e.conftest import EXECUTABLE, PODS, WEB_TO_DB, put
@@ -106,6 +107,8 @@ def test_a_pod_of_whose_address_nothing_is_known_is_closed_both_ways(lab: Bridge
     assert lab.status()["synced"]
     v4 = lab.pods["x/db"].addresses[0]
     assert not lab.connects(lab.pods["x/web"], v4, PORT, seconds=0.5)
-    (flow,) = lab.ask("explain", source=lab.pods["x/web"].addresses[0], destination=v4, protocol="tcp", port=PORT)
-    assert [(answer["allowed"], answer["agrees"]) for answer in flow["answers"]] == [(False, True), (False, True)]
-    assert "no pod of it is known for" in flow["answers"][0]["reason"]
+    (flow,) = lab.ask(
+        Question(source=lab.pods["x/web"].addresses[0], destination=v4, protocol="tcp", port=PORT), list[Flow]
+    )
+    assert [(answer.allowed, answer.agrees) for answer in flow.answers] == [(False, True), (False, True)]
+    assert "no pod of it is known for" in flow.answers[0].reason

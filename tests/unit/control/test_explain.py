@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from enforcer.control.explain import Evidence, Question, QuestionError, explain
+from enforcer.control.explain import Evidence, QuestionError, explain
+from enforcer.control.messages import Flow, Question
 from enforcer.model.addresses import parse_address
 from enforcer.model.objects import Direction, NetworkPolicy
 from enforcer.policy.endpoints import Endpoint
@@ -28,7 +29,7 @@ def model(*, deny: Direction, pod_to_own_node: bool = False) -> tuple[PolicyInde
     return index, RulesetView(ruleset)
 
 
-def ask(source: str, destination: str, index: PolicyIndex, evidence: Evidence):
+def ask(source: str, destination: str, index: PolicyIndex, evidence: Evidence) -> Flow:
     question = Question(source=source, destination=destination, protocol="tcp", port=80)
     return explain(index.cluster, question, evidence)[0]
 
