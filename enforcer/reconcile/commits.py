@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from enforcer.kernel.grace import wait_for_packets
-from enforcer.kernel.nftables import NftError, Tables
+from enforcer.kernel.nftables import NftError
 from enforcer.model.marks import Epochs
 from enforcer.policy.isolation import Group
 from enforcer.reconcile.denials import Denials
+from enforcer.reconcile.tables import Tables
 from enforcer.ruleset.objects import Counter, Element, Table
 from enforcer.ruleset.plan import Purpose, Step, plan
 from enforcer.ruleset.reach import EVERYTHING, NOTHING

@@ -6,8 +6,9 @@ import contextlib
 
 import structlog
 
-from enforcer.kernel.nftables import NftError, Tables
+from enforcer.kernel.nftables import NftError
 from enforcer.reconcile.state import Observer
+from enforcer.reconcile.tables import Tables
 
 log = structlog.get_logger()
 

@@ -16,7 +16,6 @@ from typing import TypeVar
 
 import structlog
 
-from enforcer.kernel.nftables import Tables
 from enforcer.model.changes import Change
 from enforcer.model.objects import Attachment
 from enforcer.nodes.ownership import Machine
@@ -29,6 +28,7 @@ from enforcer.reconcile.events import EventQueue
 from enforcer.reconcile.recovery import Recovery
 from enforcer.reconcile.settings import Settings
 from enforcer.reconcile.state import Followers, Observer, State
+from enforcer.reconcile.tables import Tables
 from enforcer.reconcile.waiting import WaitingAttachments
 
 T = TypeVar("T")

@@ -51,7 +51,8 @@ def rejection(plane: ControlPlane, namespace: str, name: str, reason: str = "spe
 
 def events(plane: ControlPlane, namespace: str, name: str) -> list[dict[str, Any]]:
     found = plane.get("events", "-n", namespace, f"--field-selector=involvedObject.name={name}")
-    return found["items"]
+    items: list[dict[str, Any]] = found["items"]
+    return items
 
 
 def answers(plane: ControlPlane, verb: str, code: int) -> float:
@@ -69,7 +70,7 @@ def test_two_nodes_make_one_event_and_one_write_a_period(control_plane: ControlP
     with writing(plane, nodes=2) as rejected:
         rejected(refused)
         wait_until(lambda: answers(plane, "POST", 409) == conflicts + 1, "the second finds the first's", seconds=20)
-        seen = {}
+        seen: dict[str, Any] = {}
 
         def patched() -> bool:
             (event,) = events(plane, "one", "db")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
@@ -192,7 +194,7 @@ def test_a_service_account_token_that_is_replaced_on_disk_is_used_from_then_on(
         """Looks at the file each time, and not once a minute."""
 
         def __init__(self, **files: Any) -> None:
-            super().__init__(**files)
+            super().__init__(**files)  # type: ignore[no-untyped-call]  # the client has no types here
             self._token_refresh_period = timedelta(0)
 
     with ControlPlane(tmp_path) as plane:
@@ -223,7 +225,8 @@ class Refusing(BaseHTTPRequestHandler):
     asked: list[float]
 
     def do_GET(self) -> None:
-        status, headers = 200, {}
+        status: int = 200
+        headers: dict[str, str] = {}
         if "/namespaces" in self.path and "watch=1" not in self.path:
             type(self).asked.append(time.monotonic())
             status, headers = type(self).answers.pop(0) if type(self).answers else (200, {})
@@ -403,11 +406,15 @@ def test_a_watch_on_which_nothing_comes_is_given_up_and_asked_for_again(monkeypa
     with serving(Silent) as host, following(ApiClient(Configuration(host=host))) as (held, source):
         try:
             assert held.synced.wait(SECONDS)
-            paths = [resource.path for resource in reflector.RESOURCES]
+            paths = [resource.path for resource in resources.RESOURCES]
             wait_until(lambda: min(map(Silent.asked.count, paths)) >= 2, "each is asked for again", seconds=SECONDS)
             assert source.alive()
         finally:
             Silent.over.set()
+
+
+def _has_said(log: CapturingLogger) -> bool:
+    return bool(log.calls)
 
 
 @pytest.mark.parametrize(("headers", "least", "most"), [({}, 0.12, 0.38), ({"Retry-After": "2"}, 2.0, 3.0)])
@@ -418,8 +425,8 @@ def test_nodes_that_fail_together_do_not_ask_again_together(
     for chance, pause in ((min, least), (max, most)):
         said = CapturingLogger()
         monkeypatch.setattr(reflector, "log", said)
-        monkeypatch.setattr(reflector.random, "uniform", chance)
+        monkeypatch.setattr(random, "uniform", chance)
         Refusing.asked, Refusing.answers = [], [(429, headers)]
         with serving(Refusing) as host, following(ApiClient(Configuration(host=host))):
-            wait_until(lambda said=said: said.calls, "the failure is told", seconds=SECONDS)
+            wait_until(partial(_has_said, said), "the failure is told", seconds=SECONDS)
         assert said.calls[0].kwargs["again_in"] == pause

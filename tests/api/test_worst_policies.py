@@ -73,7 +73,7 @@ def test_each_is_bounded_or_rejected_by_its_figure_and_other_namespaces_go_on(la
         apply(lab.plane, pod(f"new-{number}", "default", **here))
         lab.add_pod(f"default/new-{number}")
 
-        def is_there(name=name, rejected=rejected) -> bool:
+        def is_there(name: str = name, rejected: str | None = rejected) -> bool:
             reasons = [entry["reason"] for entry in lab.status()["rejected"] if entry["name"] == name]
             return any(rejected in reason for reason in reasons) if rejected else not reasons
 

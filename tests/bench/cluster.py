@@ -7,10 +7,13 @@ import json
 import os
 import re
 import tempfile
-import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kubernetes.client import ApiClient, Configuration, NetworkingV1Api
 from kubernetes.config import load_kube_config
@@ -77,19 +80,22 @@ def first_packets(cluster: Cluster) -> None:
             pod["spec"] |= {"restartPolicy": "Never"}
             pod["spec"]["containers"][0] |= {"command": ["/bin/bash", "-c", script], "args": []}
             cluster.kubectl("apply", "-f", "-", stdin=json.dumps(pod))
-            wait_until(
-                lambda name=name: cluster.get("pod", name)["status"]["phase"] == "Succeeded", "it is in", seconds=30
-            )
+            wait_until(partial(succeeded, cluster, name), "it is in", seconds=30)
             waits.append(int(cluster.kubectl("logs", name)) / 1e3)
             cluster.kubectl("delete", "pod", name, "--grace-period=0", "--force")
         where = "the same node" if node == "node-1" else "the other node"
         print(f"pod start to first allowed connection, server on {where}: {median(waits)}, most {max(waits):.0f} ms")
 
 
+def succeeded(cluster: Cluster, name: str) -> bool:
+    """Whether a pod has ended well."""
+    return bool(cluster.get("pod", name)["status"]["phase"] == "Succeeded")
+
+
 def policies(cluster: Cluster, api: NetworkingV1Api, *, others: int) -> None:
     """Milliseconds from before a policy's creation until both kernels have it, with others around it."""
     for number in range(others):
-        api.create_namespaced_network_policy("scale", policy(number, "scale", number % 10, f"other-{number}"))
+        create(api, "scale", policy(number, "scale", number % 10, f"other-{number}"))
     for node in cluster.nodes:
         drawbridge(cluster, node, "status", "--wait", "60")
     watches = {}
@@ -103,7 +109,7 @@ def policies(cluster: Cluster, api: NetworkingV1Api, *, others: int) -> None:
         body["spec"]["podSelector"] = {"matchLabels": {"app": "server"}}
         committed = committing(watches)
         begun = time.perf_counter()
-        api.create_namespaced_network_policy("default", body)
+        create(api, "default", body)
         waits["the API server's answer"].append((time.perf_counter() - begun) * 1e3)
         times = {node: (end() - begun) * 1e3 for node, end in committed.items()}
         for node, wait in times.items():
@@ -121,18 +127,23 @@ def policies(cluster: Cluster, api: NetworkingV1Api, *, others: int) -> None:
         api.delete_namespaced_network_policy(f"other-{number}", "scale")
 
 
-def committing(watches: dict[str, TableWatch]) -> dict:
+def create(api: NetworkingV1Api, namespace: str, body: dict[str, Any]) -> None:
+    """Create a policy; the client takes a plain body, though its types say otherwise."""
+    api.create_namespaced_network_policy(namespace, body)  # type: ignore[arg-type]
+
+
+def committing(watches: dict[str, TableWatch]) -> dict[str, Callable[[], float]]:
     """Begin to wait for the next commit on each node; the functions return when it was."""
-    found = {}
-    for node, watch in watches.items():
-        times: list[float] = []
-        thread = threading.Thread(target=lambda w=watch, t=times: (w.wait(), t.append(time.perf_counter())))
-        thread.start()
-        found[node] = lambda th=thread, t=times: (th.join(), t[0])[1]
-    return found
+
+    def wait(watch: TableWatch) -> float:
+        watch.wait()
+        return time.perf_counter()
+
+    threads = ThreadPoolExecutor(len(watches))
+    return {node: threads.submit(wait, watch).result for node, watch in watches.items()}
 
 
-def visiting(path: Path):
+def visiting(path: Path) -> ExitStack:
     stack = ExitStack()
     own = netns.open_own()
     file = stack.enter_context(path.open("rb"))
@@ -180,7 +191,7 @@ def main() -> None:
             usage(cluster)
             first_packets(cluster)
             configuration = Configuration()
-            load_kube_config(str(cluster.control_plane.kubeconfig), client_configuration=configuration)
+            load_kube_config(str(cluster.control_plane.kubeconfig), client_configuration=configuration)  # type: ignore[no-untyped-call]
             with visiting(cluster.netns("")):
                 api = NetworkingV1Api(ApiClient(configuration))
                 for others in (10, 1000):

@@ -146,10 +146,10 @@ def behind_policies(pump: Path) -> None:
                 measure(pair, count)
             with pair.without_rules():
                 measure(pair, None)
-    for (what, count), found in rates.items():
+    for (what, number), found in rates.items():
         rate, none = statistics.median(found), statistics.median(rates[what, None])
         unit = "Gbit/s" if what == "TCP" else "packets a second of processor time"
-        words = "no rules" if count is None else f"{count} policies"
+        words = "no rules" if number is None else f"{number} policies"
         print(f"{what}, {words}: median {rate:,.1f} {unit}, {rate / none:.2f} of no rules", flush=True)
 
 

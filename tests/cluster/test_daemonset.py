@@ -151,7 +151,7 @@ def ready_since(pod: dict[str, Any]) -> str:
 def rolled_out(cluster: Cluster) -> bool:
     state = cluster.get("daemonset", "drawbridge", f"--namespace={NAMESPACE}")
     status, wanted = state["status"], len(cluster.nodes)
-    return (
+    return bool(
         status["observedGeneration"] == state["metadata"]["generation"]
         and status.get("updatedNumberScheduled", 0) == wanted
         and status.get("numberAvailable", 0) == wanted

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -121,7 +122,7 @@ class Reader:
         assert not wrong, "\n".join(wrong)
 
     def _try(self, step: Step) -> list[str]:
-        printed = []
+        printed: list[str] = []
 
         def right() -> bool:
             printed[:] = [self.run(step)]
@@ -314,7 +315,7 @@ def test_overlays_of_the_page_render(tmp_path: Path) -> None:
     assert list(map(objects, overlays)) == list(map(objects, wanted))
 
 
-def objects(manifest: str) -> list[dict]:
+def objects(manifest: str) -> list[dict[str, Any]]:
     """The objects of a manifest, with volumes by name: a patch changes their order."""
     found = list(yaml.safe_load_all(manifest))
     for item in found:

@@ -113,14 +113,17 @@ def own_route(cluster: Cluster, node: str, network: str) -> str:
     return cluster.run_on(node, "ip", "-6" if ":" in network else "-4", "route", "show", network, "proto", "84")
 
 
+def _is_there(cluster: Cluster, node: str, network: str) -> bool:
+    return own_route(cluster, node, network) != ""
+
+
 def test_where_the_other_networks_routes_go_drawbridges_own_take_their_place(pods: Cluster) -> None:
     networks = {n["metadata"]["name"]: n["spec"]["podCIDRs"] for n in pods.get("nodes")["items"]}
     for node, other in (("node-1", "node-2"), ("node-2", "node-1")):
         for network in networks[other]:
             assert own_route(pods, node, network) == ""
             pods.run_on(node, "ip", "route", "del", network)
-            there = partial(own_route, pods, node, network)
-            wait_until(lambda there=there: there() != "", "Drawbridge's route is there", seconds=10)
+            wait_until(partial(_is_there, pods, node, network), "Drawbridge's route is there", seconds=10)
     holds(pods)
 
 

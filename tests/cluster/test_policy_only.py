@@ -106,7 +106,7 @@ def attach_unknown(cluster: Cluster) -> str:
     environment = ("CNI_COMMAND=ADD", f"CNI_CONTAINERID={STRAY}", f"CNI_NETNS=/run/netns/{STRAY}", "CNI_IFNAME=eth0",
                    "CNI_PATH=/opt/cni/bin")  # fmt: skip
     result = cluster.run_on("node-1", "env", *environment, "/opt/cni/bin/ptp", stdin=json.dumps(plugin))
-    return json.loads(result)["ips"][0]["address"].partition("/")[0]
+    return str(json.loads(result)["ips"][0]["address"]).partition("/")[0]
 
 
 def test_an_address_of_the_nodes_pods_is_closed_until_a_pod_is_known_for_it_unless_unknown_pods_are_allowed(

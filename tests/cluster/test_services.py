@@ -313,7 +313,7 @@ def test_a_host_network_pod_is_its_node_as_client_and_as_server(pods: Cluster) -
         assert answers(pods, "host-2", backends[1]) == NOTHING
 
 
-PROBES = {
+PROBES: dict[str, dict[str, Any]] = {
     "http": {"httpGet": {"port": PORT, "path": "/healthz"}},
     "tcp": {"tcpSocket": {"port": PORT}},
     "exec": {"exec": {"command": ["true"]}},
@@ -321,7 +321,7 @@ PROBES = {
 
 
 def test_probes_of_isolated_pods_pass(pods: Cluster) -> None:
-    often = {"periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 5}
+    often: dict[str, Any] = {"periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 5}
     probed = [
         pod(f"probed-{kind}", "node-1", container={f"{use}Probe": probe | often for use in ("liveness", "readiness")})
         for kind, probe in PROBES.items()
@@ -456,6 +456,7 @@ def links_of(cached: dict[str, Any]) -> list[str]:
 def attachment(cluster: Cluster, node: str, name: str) -> dict[str, Any]:
     """What the runtime has kept of a pod's ADD."""
     kept = cluster.run_on(node, "sh", "-c", "cat /var/lib/cni/results/drawbridge-*").replace("}{", "}\n{").splitlines()
+    found: dict[str, Any]
     (found,) = (entry for entry in map(json.loads, kept) if ["K8S_POD_NAME", name] in entry["cniArgs"])
     return found
 

@@ -116,8 +116,12 @@ class Steps:
                 self()
                 send(nl, message)
 
-        def stepped(function: Callable) -> Callable:
-            return lambda *arguments, **named: (self(), function(*arguments, **named))[1]
+        def stepped(function: Callable[..., object]) -> Callable[..., object]:
+            def run(*arguments: object, **named: object) -> object:
+                self()
+                return function(*arguments, **named)
+
+            return run
 
         patch.setattr(rtnetlink.Netlink, "run", run)
         patch.setattr(store, "reserve", stepped(reserve))

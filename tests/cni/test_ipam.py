@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from itertools import count
+from collections.abc import Iterator
+from itertools import chain, count
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from cni.plugin.links import default_mac
 from cni.plugin.protocol import CniError
 from cni.plugin.store import Record, Store
-from enforcer.model.addresses import Network, format_address, parse_address
+from enforcer.model.addresses import Address, Network, format_address, parse_address
 from enforcer.model.objects import Attachment
 
 SMALL = (Network.parse("10.0.0.0/29"), Network.parse("10.0.1.0/30"), Network.parse("fd00::/125"))
@@ -30,14 +31,16 @@ def record(name: str, addresses: tuple[bytes, ...]) -> Record:
     )
 
 
-def reserve(store: Store, name: str, networks=SMALL, requested=()) -> tuple[bytes, ...]:
+def reserve(
+    store: Store, name: str, networks: tuple[Network, ...] = SMALL, requested: tuple[Address, ...] = ()
+) -> tuple[bytes, ...]:
     chosen = store.choose(networks, requested)
     store.reserve(record(name, chosen), requested=requested)
     return chosen
 
 
 @pytest.fixture
-def store(tmp_path: Path):
+def store(tmp_path: Path) -> Iterator[Store]:
     made = Store(tmp_path / "state.db")
     yield made
     made.close()
@@ -90,15 +93,18 @@ def test_a_requested_address_that_cannot_be_given_is_refused(store: Store, wante
 class Allocations(RuleBasedStateMachine):
     """The store against a plain dictionary."""
 
+    folder: Path
+    numbers: Iterator[int]
+
     @initialize()
     def open(self) -> None:
-        self.path = Path(self.folder.name, f"{next(self.numbers)}.db")
+        self.path = Path(self.folder, f"{next(self.numbers)}.db")
         self.store = Store(self.path)
         self.held: dict[str, tuple[bytes, ...]] = {}
 
     @rule(requested=st.sampled_from([(), (), (), (parse_address("10.0.0.3"),), (parse_address("fd00::3"),)]))
-    def add(self, requested) -> None:
-        taken = {address for of in self.held.values() for address in of}
+    def add(self, requested: tuple[Address, ...]) -> None:
+        taken = set(chain.from_iterable(self.held.values()))
         name = str(next(self.numbers))
         try:
             chosen = reserve(self.store, name, requested=requested)
@@ -115,7 +121,7 @@ class Allocations(RuleBasedStateMachine):
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
-    def delete(self, data) -> None:
+    def delete(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.held)))
         self.store.release(record(name, self.held.pop(name)).attachment)
 
@@ -136,10 +142,7 @@ class Allocations(RuleBasedStateMachine):
 
 
 def test_allocations_are_those_that_a_dictionary_would_hold(tmp_path_factory: pytest.TempPathFactory) -> None:
-    class Folder:
-        name = tmp_path_factory.mktemp("stores")
-
-    Allocations.folder = Folder
+    Allocations.folder = tmp_path_factory.mktemp("stores")
     Allocations.numbers = count()
     Allocations.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
     Allocations.TestCase().runTest()

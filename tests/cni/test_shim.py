@@ -12,13 +12,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import EXECUTABLE
 
 
-def run(path: Path, *, config: bytes = b"{}", **environment: str) -> tuple[int, dict]:
+def run(path: Path, *, config: bytes = b"{}", **environment: str) -> tuple[int, dict[str, Any]]:
     """Exit status and printed object of an ADD."""
     words = os.environ | {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c", "CNI_IFNAME": "eth0"}
     words |= {"CNI_NETNS": "/proc/self/ns/net", "DRAWBRIDGE_CNI_SOCKET": str(path)} | environment
@@ -80,7 +81,9 @@ def test_a_reply_that_is_cut_short_is_an_error_to_try_again_after(tmp_path: Path
         (b"{}", {"DRAWBRIDGE_CNI_SOCKET": "/" + "x" * 200}, 4),
     ],
 )
-def test_what_is_too_long_is_refused_before_the_agent_is_asked(tmp_path: Path, config, environment, code) -> None:
+def test_what_is_too_long_is_refused_before_the_agent_is_asked(
+    tmp_path: Path, config: bytes, environment: dict[str, str], code: int
+) -> None:
     status, printed = run(tmp_path / "s", config=config, **environment)
     assert (status, printed["code"]) == (1, code)
 

@@ -78,7 +78,7 @@ def _ginkgo(cluster: Cluster, folder: Path) -> int:
     ]
     # In a pid namespace: what ginkgo starts ends with it, also where it is killed.
     alone = ("unshare", "--pid", "--fork", "--kill-child")
-    words = [*cluster.enter, *alone, binary("ginkgo"), *options, binary("e2e.test"), "--", *suite]
+    words: list[str | Path] = [*cluster.enter, *alone, binary("ginkgo"), *options, binary("e2e.test"), "--", *suite]
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
     return subprocess.run(words, env=environment, stdin=subprocess.DEVNULL, check=False).returncode
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import report
-from tests.conformance.parts import PARTS
+from tests.conformance.parts import PARTS, Part
 from tests.tools.build import version
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -31,7 +31,7 @@ def test_the_kept_reports_have_every_test_of_both_families_and_all_passed() -> N
 
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.title)
-def test_a_test_that_fails_or_is_not_run_or_is_missing_is_a_shortcoming(part) -> None:
+def test_a_test_that_fails_or_is_not_run_or_is_missing_is_a_shortcoming(part: Part) -> None:
     results = list(KEPT["ipv4"].parts[part.title])
     first = next(number for number, result in enumerate(results) if result.outcome == "passed")
     for outcome in ("failed", "skipped", "timedout"):

@@ -36,7 +36,7 @@ def pair(lab: Lab) -> tuple[Pod, Pod]:
     ],
 )
 def test_a_file_that_is_no_text_is_reported_and_policies_go_on(
-    lab: Lab, pair: tuple[Pod, Pod], source: Path, name, content
+    lab: Lab, pair: tuple[Pod, Pod], source: Path, name: str, content: bytes
 ) -> None:
     db, web = pair
     (source / name).write_bytes(content)
@@ -59,7 +59,7 @@ def test_a_file_that_is_no_text_is_reported_and_policies_go_on(
     ],
 )
 def test_a_policy_that_was_broken_while_no_agent_ran_closes_its_namespace(
-    lab: Lab, pair: tuple[Pod, Pod], source: Path, broken
+    lab: Lab, pair: tuple[Pod, Pod], source: Path, broken: bytes
 ) -> None:
     db, web = pair
     put(source / "policy.yaml", DENY)

@@ -433,7 +433,7 @@ def test_a_restart_leaves_the_tunnel_as_it_is_and_removes_what_is_stale(site: Si
     assert reaches(a, on_a, on_b, PORT) == BOTH
 
 
-def node_object(name: str, cidr: str, *addresses: str, created: str = "2026-01-01T00:00:00Z") -> dict:
+def node_object(name: str, cidr: str, *addresses: str, created: str = "2026-01-01T00:00:00Z") -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "creationTimestamp": created},
             "spec": {"podCIDRs": [cidr]},
             "status": {"addresses": [{"type": "InternalIP", "address": a} for a in addresses]}}  # fmt: skip

@@ -93,6 +93,11 @@ def write(path: Path, items: list[dict[str, Any]]) -> None:
     scratch.rename(path)
 
 
+def _socket(key: selectors.SelectorKey) -> socket.socket:
+    assert isinstance(key.fileobj, socket.socket)
+    return key.fileobj
+
+
 @dataclass
 class Receivers:
     """What waits in each pod for datagrams: a socket a port for UDP, raw ones for what has no sockets here."""
@@ -104,24 +109,25 @@ class Receivers:
         waiting = stack.enter_context(selectors.DefaultSelector())
         for key, pod in lab.pods.items():
             with lab.inside(pod.descriptor):
-                made = [(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM), UDP, port) for port in LISTENED]
-                for receiver, _, port in made:
-                    receiver.bind(("::", port))
+                made: list[tuple[socket.socket, int, int | None]] = []
+                for port in LISTENED:
+                    made.append((socket.socket(socket.AF_INET6, socket.SOCK_DGRAM), UDP, port))
+                    made[-1][0].bind(("::", port))
                 for family in (socket.AF_INET, socket.AF_INET6):
                     made.append((socket.socket(family, socket.SOCK_RAW, SCTP), SCTP, None))
                     icmp = socket.IPPROTO_ICMP if family is socket.AF_INET else socket.IPPROTO_ICMPV6
                     made.append((socket.socket(family, socket.SOCK_RAW, icmp), ICMP, None))
-            for receiver, protocol, port in made:
+            for receiver, protocol, number in made:
                 stack.callback(receiver.close)
                 receiver.setblocking(False)
-                waiting.register(receiver, selectors.EVENT_READ, (key, protocol, port))
+                waiting.register(receiver, selectors.EVENT_READ, (key, protocol, number))
         return cls(waiting)
 
     def drain(self) -> list[bytes]:
         """All that has come, until nothing comes any more."""
         found = []
         while ready := self.waiting.select(SILENCE_SECONDS):
-            found += [key.fileobj.recv(2048) for key, _ in ready]
+            found += [_socket(key).recv(2048) for key, _ in ready]
         return found
 
 
@@ -179,7 +185,7 @@ def crc32c(data: bytes) -> int:
 def checksum(data: bytes) -> int:
     total = sum(struct.unpack(f"!{len(data) // 2}H", data[: len(data) // 2 * 2]))
     total = (total & 0xFFFF) + (total >> 16)
-    return ~(total + (total >> 16)) & 0xFFFF
+    return int(~(total + (total >> 16)) & 0xFFFF)
 
 
 @dataclass
@@ -190,9 +196,9 @@ class Flows:
 
     @classmethod
     def open(cls, lab: Lab, receivers: Receivers, stack: ExitStack) -> Flows:
-        servers = {(key.data[0], key.data[2]): key.fileobj for key in receivers.waiting.get_map().values()
+        servers = {(key.data[0], key.data[2]): _socket(key) for key in receivers.waiting.get_map().values()
                    if key.data[1] == UDP}  # fmt: skip
-        ends = {}
+        ends: dict[Probe, tuple[socket.socket, socket.socket]] = {}
         for source in lab.pods.values():
             for destination in lab.pods.values():
                 for index, address in enumerate(destination.addresses if source is not destination else ()):
@@ -244,12 +250,12 @@ def connections(lab: Lab) -> set[Probe]:
         while time.monotonic() - last < SILENCE_SECONDS and waiting.get_map():
             for ready, _ in waiting.select(SILENCE_SECONDS):
                 last = time.monotonic()
-                if ready.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+                if _socket(ready).getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
                     made.add(ready.data)
                 waiting.unregister(ready.fileobj)
-                ready.fileobj.close()
+                _socket(ready).close()
         for left in list(waiting.get_map().values()):
-            left.fileobj.close()
+            _socket(left).close()
     return made
 
 

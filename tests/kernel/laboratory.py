@@ -130,8 +130,8 @@ class Laboratory:
 
     @contextlib.contextmanager
     def _start(self, pod: str, *target: str) -> Iterator[subprocess.Popen[str]]:
-        words = [self._program, str(_SECONDS), str(FORBIDDEN), str(STEADY), *target]
-        command = ["ip", "netns", "exec", f"{self._name}-{pod}", *words]
+        words: list[str | Path] = [self._program, str(_SECONDS), str(FORBIDDEN), str(STEADY), *target]
+        command: list[str | Path] = ["ip", "netns", "exec", f"{self._name}-{pod}", *words]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stdout is not None
@@ -173,7 +173,8 @@ class Flood:
         # The sender goes first: the receiver counts what has come before it ends.
         sent = self._sender.communicate()[0].split()
         came = self._receiver.communicate()[0].splitlines()
-        return tuple(self._count(int(s), *map(int, c.split())) for s, c in zip(sent, came, strict=True))
+        forbidden, steady = (self._count(int(s), *map(int, c.split())) for s, c in zip(sent, came, strict=True))
+        return forbidden, steady
 
     @staticmethod
     def _count(sent: int, received: int, following: int, overflow: int) -> Count:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -186,7 +186,9 @@ def test_agents_that_are_each_killed_between_the_halves_of_a_switch_leave_nothin
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_a_step_that_is_refused_is_made_good_by_the_next_synchronization(tables, end, monkeypatch) -> None:
+def test_a_step_that_is_refused_is_made_good_by_the_next_synchronization(
+    tables: Tables, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for refused in itertools.count():
         tables.remove()
         node = Node(tables)
@@ -196,7 +198,13 @@ def test_a_step_that_is_refused_is_made_good_by_the_next_synchronization(tables,
         left = itertools.count()
         commit = Tables.commit
 
-        def refuse(self, step, left=left, refused=refused, commit=commit) -> None:
+        def refuse(
+            self: Tables,
+            step: Step,
+            left: Iterator[int] = left,
+            refused: int = refused,
+            commit: Callable[[Tables, Step], None] = commit,
+        ) -> None:
             if next(left) == refused:
                 raise NftError("refused")
             commit(self, step)
@@ -278,11 +286,11 @@ def test_nft_lists_the_rules_of_any_policy_as_they_are_written(tables: Tables) -
     same()
 
 
-def test_no_batch_is_sent_that_older_kernels_would_not_answer(tables: Tables, monkeypatch) -> None:
+def test_no_batch_is_sent_that_older_kernels_would_not_answer(tables: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     commit = BatchSocket.commit
 
-    def noted(self, batch, generation) -> None:
+    def noted(self: BatchSocket, batch: list[bytes], generation: int) -> None:
         sizes.append(len(batch))
         commit(self, batch, generation)
 
@@ -349,7 +357,9 @@ def test_denied_packets_are_added_up_over_groups_that_go_and_agents_that_end(tab
     place = ("x/server", Direction.INGRESS)
     assert node.denials.totals({"denied/ingress/x/server": (5, 300)})[place] == 5
     # The group goes, with what its counter held.
-    node.tables.counter = lambda counter: (5, 300) if counter.name == "denied/ingress/x/server" else (0, 0)
+    node.tables.counter = lambda counter: (  # type: ignore[method-assign]
+        (5, 300) if counter.name == "denied/ingress/x/server" else (0, 0)
+    )
     node.put(*shop(extra=True))
     node.commits.change()
     assert node.denials.totals({"denied/ingress/x/extra_server": (2, 120)})[place] == 7

@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 
 from enforcer.control.explain import connection_fields
 from enforcer.model.addresses import parse_address
+from enforcer.model.objects import NetworkPolicy
+from enforcer.policy.endpoints import Endpoint
 from enforcer.policy.resolve import Cluster, resolve
 from enforcer.policy.verdict import Connection
 from enforcer.ruleset.evaluate import RulesetView, evaluate
 from enforcer.ruleset.listing import listing
 from enforcer.translate.base import BaseSettings
 from enforcer.translate.translator import translate
-from tests.support.model import PROTOCOLS, Kernel, Model, Tracked
+from tests.support.model import PROTOCOLS, Event, Kernel, Model, Tracked
 from tests.support.strategies import ADDRESSES, NAMESPACES, endpoints, labels, policies
 
 pytestmark = pytest.mark.usefixtures("group_chains")
@@ -45,7 +47,7 @@ events = st.one_of(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.lists(events, max_size=4), max_size=8))
-def test_any_sequence_of_events_ends_in_the_ruleset_that_is_made_from_scratch(batches) -> None:
+def test_any_sequence_of_events_ends_in_the_ruleset_that_is_made_from_scratch(batches: list[list[Event]]) -> None:
     model = Model()
     kernel = Kernel(model)
     for batch in batches:
@@ -64,7 +66,7 @@ def _without_epoch(text: str) -> list[str]:
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(events, max_size=12))
-def test_an_event_that_is_repeated_changes_nothing(sequence) -> None:
+def test_an_event_that_is_repeated_changes_nothing(sequence: list[Event]) -> None:
     model = Model()
     for event in sequence:
         model.put(event)
@@ -75,7 +77,7 @@ def test_an_event_that_is_repeated_changes_nothing(sequence) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(events, max_size=12))
-def test_when_everything_is_gone_nothing_is_left(sequence) -> None:
+def test_when_everything_is_gone_nothing_is_left(sequence: list[Event]) -> None:
     model = Model()
     model.put(*sequence)
     model.put(*((kind, key, None) for kind, key, _ in sequence))
@@ -88,7 +90,9 @@ def test_when_everything_is_gone_nothing_is_left(sequence) -> None:
     st.lists(policies, min_size=1, max_size=4),
     st.dictionaries(st.sampled_from(NAMESPACES), labels),
 )
-def test_packets_of_both_directions_pass_as_the_api_reads_the_connection(pods, found, namespaces) -> None:
+def test_packets_of_both_directions_pass_as_the_api_reads_the_connection(
+    pods: list[Endpoint], found: list[NetworkPolicy], namespaces: dict[str, dict[str, str]]
+) -> None:
     model = Model()
     model.put(
         *(("namespace", name, of_namespace) for name, of_namespace in namespaces.items()),
@@ -105,7 +109,9 @@ def test_packets_of_both_directions_pass_as_the_api_reads_the_connection(pods, f
 @pytest.mark.parametrize("pod_to_own_node", [False, True], ids=["by policy", "let pass"])
 @settings(max_examples=60, deadline=None)
 @given(st.lists(endpoints(), min_size=2, max_size=4), st.lists(policies, min_size=1, max_size=4))
-def test_what_pods_send_to_their_node_passes_as_their_egress_policy_says(pod_to_own_node, pods, found) -> None:
+def test_what_pods_send_to_their_node_passes_as_their_egress_policy_says(
+    pod_to_own_node: bool, pods: list[Endpoint], found: list[NetworkPolicy]
+) -> None:
     model = Model(settings=BaseSettings(pod_to_own_node=pod_to_own_node))
     model.put(*(("endpoint", pod.key, pod) for pod in pods), *(("policy", policy.key, policy) for policy in found))
     view = RulesetView(model.ruleset)
@@ -120,7 +126,7 @@ def test_what_pods_send_to_their_node_passes_as_their_egress_policy_says(pod_to_
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(events, min_size=1, max_size=3), min_size=1, max_size=6))
-def test_connections_that_go_on_obey_the_policy_of_each_instant(batches) -> None:
+def test_connections_that_go_on_obey_the_policy_of_each_instant(batches: list[list[Event]]) -> None:
     """Stamps of earlier verdicts pass nothing that the present policy denies, and cost nothing that it allows."""
     model = Model()
     kernel = Kernel(model)

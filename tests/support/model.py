@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,12 +37,12 @@ class Model:
 
     def put(self, *events: Event) -> None:
         for kind, key, value in events:
-            put = {
+            puts: dict[str, Callable[[str, Any], None]] = {
                 "endpoint": self.index.set_endpoint,
                 "policy": self.index.set_policy,
                 "namespace": self.index.set_namespace,
-            }[kind]
-            put(key, value)
+            }
+            puts[kind](key, value)
         self.translator.apply(self.index.take())
 
     def steps(self) -> list[Step]:
@@ -69,9 +69,9 @@ class Kernel:
         self._check(step)
         for counter in step.new_counters:
             self.held.put_counter(counter)
-        for of in step.new_sets:
-            assert (of.table, of.name) not in self.held.sets
-            self.held.put_set(of)
+        for nft_set in step.new_sets:
+            assert (nft_set.table, nft_set.name) not in self.held.sets
+            self.held.put_set(nft_set)
         for chain in step.new_chains:
             assert (chain.table, chain.name) not in self.held.chains
             self._check_references(chain.rules)
@@ -93,8 +93,8 @@ class Kernel:
             self.held.put_chain(chain)
         for chain in step.old_chains:
             self.held.remove_chain(chain.table, chain.name)
-        for of in step.old_sets:
-            self.held.remove_set(of.table, of.name)
+        for nft_set in step.old_sets:
+            self.held.remove_set(nft_set.table, nft_set.name)
         for counter in step.old_counters:
             self.held.remove_counter(counter.table, counter.name)
         self._check_all_references()
@@ -123,7 +123,7 @@ class Kernel:
             case Purpose.JOINS:
                 assert not any(entry.removed for entry in step.elements)
             case Purpose.PREPARATION:
-                used = {f"@{of.name}" for of in self.held.sets.values()}
+                used = {f"@{nft_set.name}" for nft_set in self.held.sets.values()}
                 assert not any(f"@{entry.set.name}" in used for entry in step.elements)
                 assert not (step.ends_epoch or step.refilled or step.old_chains or step.old_sets or step.old_counters)
                 return
@@ -138,7 +138,7 @@ class Kernel:
         assert not (step.old_chains or step.old_sets or step.old_counters)
 
     def _check_references(self, rules: tuple[str, ...]) -> None:
-        sets = {of.name for of in self.held.sets.values()}
+        sets = {nft_set.name for nft_set in self.held.sets.values()}
         counters = {counter.name for counter in self.held.counters.values()}
         for rule in rules:
             words = rule.split()
@@ -156,14 +156,14 @@ class Kernel:
                 words = rule.split()
                 for word, target in itertools.pairwise(words):
                     assert word not in {"jump", "goto"} or target in names, rule
-        for of in self.held.sets.values():
-            for element in self.held.elements(of).values():
+        for nft_set in self.held.sets.values():
+            for element in self.held.elements(nft_set).values():
                 assert element.jump is None or element.jump in names
 
     def _check_levels(self) -> None:
         """The kernel refuses chains that are more than ``LEVELS`` deep (``NFT_JUMP_STACK_SIZE``), with EMLINK."""
         chains = {chain.name: chain for chain in self.held.chains.values()}
-        maps = {f"@{of.name}": of for of in self.held.sets.values() if of.verdicts}
+        maps = {f"@{nft_set.name}": nft_set for nft_set in self.held.sets.values() if nft_set.verdicts}
         depths: dict[str, int] = {}
 
         def depth(name: str) -> int:

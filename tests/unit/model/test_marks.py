@@ -15,7 +15,9 @@ MARKS = st.sampled_from(
 
 @settings(deadline=None)
 @given(MARKS, st.lists(st.sampled_from(["advance", *GROUPS]), max_size=400))
-def test_a_value_comes_again_only_after_its_group_was_cleared_since(mark: ConnectionMark, happenings) -> None:
+def test_a_value_comes_again_only_after_its_group_was_cleared_since(
+    mark: ConnectionMark, happenings: list[str | int]
+) -> None:
     epochs = Epochs(mark)
     used: set[int] = set()
     for happening in happenings:
@@ -52,7 +54,7 @@ def test_without_a_clean_group_there_is_no_epoch() -> None:
     assert (epochs.current, epochs.stale) == (None, GROUPS)
     epochs.cleared(2)
     assert epochs.advance() == 64
-    assert epochs.stale == (1, 3)
+    assert set(epochs.stale) == {1, 3}
     for value in range(65, 96):
         assert epochs.advance() == value
     assert epochs.advance() is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -48,6 +48,9 @@ class Tables:
 
     def make(self) -> None: ...
 
+    def rebuild(self, ruleset: Ruleset, present: Ruleset) -> None:
+        raise NotImplementedError
+
     def counter(self, counter: Counter) -> tuple[int, int]:
         return 0, 0
 
@@ -57,8 +60,8 @@ class Tables:
 
     def commit(self, step: Step) -> None:
         held = copy.deepcopy(self.held)
-        for of in step.new_sets:
-            held.put_set(of)
+        for nft_set in step.new_sets:
+            held.put_set(nft_set)
         for counter in step.new_counters:
             held.put_counter(counter)
         for chain in (*step.new_chains, *step.refilled):
@@ -70,8 +73,8 @@ class Tables:
                 held.put_element(entry.set.table, entry.set.name, key, element)
         for chain in step.old_chains:
             held.remove_chain(chain.table, chain.name)
-        for of in step.old_sets:
-            held.remove_set(of.table, of.name)
+        for nft_set in step.old_sets:
+            held.remove_set(nft_set.table, nft_set.name)
         for counter in step.old_counters:
             held.remove_counter(counter.table, counter.name)
         if self.refuses({chain.name for chain in held.chains.values()}):
@@ -99,7 +102,7 @@ def tables() -> Tables:
 
 
 @pytest.fixture
-def loop(tables: Tables):
+def loop(tables: Tables) -> Iterator[Reconciler]:
     reconciler = Reconciler(tables, Settings("here"), Silent(), stamps=NO_STAMPS)
     reconciler.start()
     reconciler.changes([Change(Pod, "x/p", Pod("x", "p", addresses=(parse_address("10.0.0.1"),)))])
@@ -130,7 +133,9 @@ def test_a_refused_change_is_followed_by_a_whole_render(loop: Reconciler, tables
     assert tables.holds("policy/x/a/ingress/")
 
 
-def test_a_policy_that_the_kernel_will_not_have_closes_its_pods_and_the_others_go_on(loop, tables: Tables) -> None:
+def test_a_policy_that_the_kernel_will_not_have_closes_its_pods_and_the_others_go_on(
+    loop: Reconciler, tables: Tables
+) -> None:
     tables.refuses = lambda chains: any(name.startswith("policy/x/bad/") for name in chains)
     loop.changes([policy("bad")])
     assert loop.barrier(5)
@@ -156,7 +161,9 @@ def test_a_kernel_that_refuses_everything_is_reported_and_tried_again(loop: Reco
     assert loop.call(loop.state).synced
 
 
-def test_a_change_of_another_process_is_followed_by_a_whole_render_and_an_own_one_is_not(loop, tables: Tables) -> None:
+def test_a_change_of_another_process_is_followed_by_a_whole_render_and_an_own_one_is_not(
+    loop: Reconciler, tables: Tables
+) -> None:
     loop.ruleset_changed(0)
     assert loop.barrier(5)
     assert tables.readings == 1

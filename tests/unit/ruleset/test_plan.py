@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
 import pytest
@@ -124,7 +125,9 @@ class HeldUp:
     st.lists(st.lists(events, min_size=1, max_size=4), min_size=1, max_size=4),
     st.integers(0, 2**32),
 )
-def test_no_packet_however_long_it_is_held_up_passes_what_no_policy_of_its_time_allows(start, batches, seed) -> None:
+def test_no_packet_however_long_it_is_held_up_passes_what_no_policy_of_its_time_allows(
+    start: list[Event], batches: list[list[Event]], seed: int
+) -> None:
     model = Model()
     model.put(*start)
     history = History(model)
@@ -164,7 +167,9 @@ def meetings(states: int) -> list[tuple[int, int]]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(events, min_size=3, max_size=10), st.lists(policies, min_size=1, max_size=4))
-def test_a_change_of_policies_alone_loses_no_packet_that_the_old_and_the_new_allow(start, changed) -> None:
+def test_a_change_of_policies_alone_loses_no_packet_that_the_old_and_the_new_allow(
+    start: list[Event], changed: list[NetworkPolicy]
+) -> None:
     model = Model()
     kernel = Kernel(model)
     model.put(*start)
@@ -266,10 +271,15 @@ FORBIDDING: dict[str, tuple[list[Event], list[Event]]] = {
 }
 
 
+def _hold_until(held_up: int, last: int, number: int, _: int) -> int:
+    """The last state from a look-up on, and the first before it."""
+    return last if number >= held_up else 0
+
+
 @pytest.mark.parametrize("together", [True, False], ids=["in one change", "in a change each"])
 @pytest.mark.parametrize("forward", [True, False], ids=["there", "and back"])
 @pytest.mark.parametrize("forbidding", FORBIDDING)
-def test_a_packet_that_is_held_up_anywhere_passes_by_no_mixture(forbidding, forward, together) -> None:
+def test_a_packet_that_is_held_up_anywhere_passes_by_no_mixture(forbidding: str, forward: bool, together: bool) -> None:
     before, changed = FORBIDDING[forbidding]
     states = (before, [*before, *changed])
     start, end = states if forward else reversed(states)
@@ -286,7 +296,7 @@ def test_a_packet_that_is_held_up_anywhere_passes_by_no_mixture(forbidding, forw
     for first in range(len(history.states)):
         met = history.states[first : history.last_for(first) + 1]
         for held_up, last in itertools.product(range(LOOKUPS), range(len(met))):
-            view = HeldUp(met, lambda number, _, held_up=held_up, last=last: last if number >= held_up else 0)
+            view = HeldUp(met, partial(_hold_until, held_up, last))
             passes = Tracked(FLOW).passes(view)
             assert view.lookups < LOOKUPS
             obeyed = history.policies_of(first, first + view.present)
