@@ -50,6 +50,7 @@ class Desired:
         self.ownership = Ownership()
         self.policies: dict[str, NetworkPolicy] = {}
         self.changed_policies: set[str] = set()
+        self._edited: set[str] = set()
         self._rejections_changed = self._ownership_resolved = False
         # Policies that the source was asked to hand on again.
         self._asked: frozenset[str] = frozenset()
@@ -106,6 +107,7 @@ class Desired:
         """Decide which policies are within the limits, once for all that was put in."""
         for key, judged in self._budget.take():
             self.changed_policies.add(key)
+            self._edited.add(key)
             self._put_policy(key, judged)
             _put(self.policies, key, judged)
 
@@ -119,6 +121,11 @@ class Desired:
         new = self._budget.unread - self._asked
         self._asked = frozenset(self._budget.unread)
         return new
+
+    def take_edited(self) -> AbstractSet[str]:
+        """Keys of the policies that came, were edited or went since the last call."""
+        edited, self._edited = self._edited, set()
+        return edited
 
     def take_rejections(self) -> tuple[Rejection, ...] | None:
         """``rejections``, if they are different since the last call."""

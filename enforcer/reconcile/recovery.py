@@ -1,7 +1,9 @@
 """What is done when the kernel refuses a transaction: everything is rendered, then without what may be to blame.
 
-Policies that were closed on suspicion are tried again, half of them at a time, so that in the end only those are closed
-which the kernel refuses by themselves; these too are tried again, ever more rarely.
+The policies that changed are to blame first. If the kernel goes on refusing, any policy may be: one that selected no
+pod of this node was not refused when it came. Policies that were closed on suspicion are tried again, half of them at a
+time, so that in the end only those are closed which the kernel refuses by themselves; these too are tried again, ever
+more rarely. Trying takes at most half of the loop's time.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class Recovery:
         self._clock = clock
         self._retry_seconds = _FIRST_RETRY_SECONDS
         self._suspects: list[_Suspects] = []
+        self._next_try = clock()
         self.failure: str | None = None
 
     @property
@@ -56,13 +59,16 @@ class Recovery:
         """When to ``run`` again although nothing has happened; None: not at all."""
         if self.failure is not None:
             return self._retry_seconds
-        return max(0.0, min(s.due for s in self._suspects) - self._clock()) if self._suspects else None
+        if not self._suspects:
+            return None
+        return max(0.0, max(self._next_try, min(suspects.due for suspects in self._suspects)) - self._clock())
 
     def run(self, transact: Callable[[], None]) -> None:
         """Commit what is desired; if all of it is refused, close what the last changed policies select."""
+        edited = self._desired.take_edited()
         for suspects in self._suspects:
             # A policy that was edited, or is gone, is tried as it is now.
-            suspects.policies -= self._desired.changed_policies
+            suspects.policies -= edited
         self._suspects = [suspects for suspects in self._suspects if suspects.policies]
         try:
             transact()
@@ -72,8 +78,8 @@ class Recovery:
             self._render_everything(transact)
         else:
             self._succeeded()
-        due = next((suspects for suspects in self._suspects if suspects.due <= self._clock()), None)
-        if self.failure is None and due is not None:
+        if self.failure is None and self.wait_seconds == 0.0:
+            due = min(self._suspects, key=lambda suspects: suspects.due)
             self._suspects.remove(due)
             self._try_again(transact, due)
 
@@ -82,15 +88,21 @@ class Recovery:
         try:
             transact()
         except NftError as error:
-            changed = self._desired.changed_policies & self._desired.policies.keys()
-            blamed = {key for key in changed if self._desired.policies[key].rejected is None}
-            if self._render_without(transact, blamed, error):
-                self._suspect(blamed, _FIRST_SUSPECT_SECONDS)
-            else:
+            for blamed in self._to_blame():
+                if self._render_without(transact, blamed, error):
+                    self._suspect(blamed, _FIRST_SUSPECT_SECONDS)
+                    return
                 # It was not they.
                 self._desired.readmit(blamed)
         else:
             self._succeeded()
+
+    def _to_blame(self) -> list[set[str]]:
+        """Sets of policies that may be to blame, the likeliest first."""
+        closed = {key for suspects in self._suspects for key in suspects.policies}
+        in_force = {key for key, policy in self._desired.policies.items() if policy.rejected is None} - closed
+        changed = in_force & self._desired.changed_policies
+        return [changed] if self.failure is None else [changed, in_force]
 
     def _render_without(self, transact: Callable[[], None], policies: Collection[str], error: NftError) -> bool:
         """Close what policies select; whether the kernel takes the rest."""
@@ -120,6 +132,7 @@ class Recovery:
                 self._suspects.append(_Suspects(set(half), self._clock()))
 
     def _try_again(self, transact: Callable[[], None], suspects: _Suspects) -> None:
+        begun = self._clock()
         self._desired.readmit(suspects.policies)
         try:
             transact()
@@ -129,6 +142,8 @@ class Recovery:
             log.warning("policies refused", count=len(suspects.policies), policies=some, error=str(error))
             self._render_without(transact, suspects.policies, error)
             self._suspect(suspects.policies, min(suspects.pause * 2, _LAST_SUSPECT_SECONDS))
+            now = self._clock()
+            self._next_try = now + (now - begun)
 
     def _succeeded(self) -> None:
         self.failure = None

@@ -10,7 +10,7 @@ import pytest
 from enforcer.kernel.nftables import NftError
 from enforcer.model.addresses import parse_address
 from enforcer.model.changes import Change
-from enforcer.model.objects import Direction, NetworkPolicy, Pod
+from enforcer.model.objects import Attachment, Direction, NetworkPolicy, Pod
 from enforcer.reconcile.epochs import StampKernel
 from enforcer.reconcile.reconciler import NotReadyError, Reconciler
 from enforcer.reconcile.settings import Settings
@@ -226,6 +226,38 @@ def test_a_policy_that_was_refused_for_a_passing_reason_is_tried_again(loop: Rec
     assert rejected(loop) == {"good"}
     wait_until(lambda: rejected(loop) == set(), "it is in force", seconds=20)
     assert tables.holds("policy/x/good/ingress/")
+
+
+def test_a_policy_that_is_refused_only_when_a_pod_comes_closes_that_pod_and_holds_up_nobody(
+    loop: Reconciler, tables: Tables
+) -> None:
+    tables.refuses = lambda chains: any(name.startswith("policy/y/bad/") for name in chains)
+    loop.changes([Change(NetworkPolicy, "y/bad", NetworkPolicy("y", "bad", rules={Direction.INGRESS: ()}))])
+    loop.changes([policy(f"good-{number}") for number in range(20)])
+    assert loop.barrier(5)
+    assert rejected(loop) == set()
+    loop.changes([Change(Pod, "y/p", Pod("y", "p", addresses=(parse_address("10.0.0.2"),)))])
+    loop.changes([policy("last")])
+    assert loop.barrier(5)
+    attachment = Attachment("c", "eth0", None, "", (parse_address("10.0.0.3"),), bytes(6), "dbr1")
+    loop.attach(attachment)
+    wait_until(lambda: rejected(loop) == {"bad"}, "the others are in force", seconds=20)
+    assert tables.holds("policy/x/last/ingress/")
+    assert tables.holds("closed/ingress/y/bad/")
+
+
+def test_a_refusal_while_suspects_are_tried_again_does_not_forget_them(loop: Reconciler, tables: Tables) -> None:
+    refusals = iter([True, True, False, True, True])
+
+    def change() -> None:
+        tables.refuses = lambda _: next(refusals, False)
+        loop.desired.apply([policy("a"), policy("b")])
+
+    loop.call(change)
+    wait_until(lambda: next(refusals, None) is None, "all refusals have come", seconds=20)
+    wait_until(lambda: rejected(loop) == set(), "both are in force", seconds=20)
+    assert loop.barrier(5)
+    assert tables.holds("policy/x/a/ingress/") and tables.holds("policy/x/b/ingress/")
 
 
 def test_who_follows_rejections_hears_all_of_them_when_others_are_rejected(tables: Tables) -> None:
