@@ -204,11 +204,13 @@ def remove_all() -> list[str]:
         What was removed, in words.
     """
     removed = []
+    # Told before the bridge goes, without which a port is not known for one.
+    ours = [(index, name) for index, name in socket.if_nameindex()
+            if name == BRIDGE or _is_port(name) or _is_tunnel(name)]  # fmt: skip
     with IPRoute() as ip:
-        for index, name in socket.if_nameindex():
-            if name == BRIDGE or _is_port(name) or _is_tunnel(name):
-                _try(ip.remove_link, name, index)
-                removed.append(f"link {name}")
+        for index, name in ours:
+            _try(ip.remove_link, name, index)
+            removed.append(f"link {name}")
         removed += ["route"] * ip.remove_routes(ROUTE_PROTOCOL)
     return removed
 
