@@ -32,7 +32,7 @@ class Desired:
         policies: as they are enforced, by key.
         nodes: the Node objects, by name.
         ownership: who owns which network and address.
-        changed_policies: keys of policies that are different since the loop last cleared this.
+        changed_policies: keys of policies that were edited, or came into force, since the loop last cleared this.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -163,7 +163,10 @@ class Desired:
 
     def complete(self) -> None:
         """Bring the ruleset up to all that was put in."""
-        self.translator.apply(self._index.take())
+        delta = self._index.take()
+        # A policy that selected no pod of this node may be new to the kernel, however old it is.
+        self.changed_policies |= delta.policies.keys()
+        self.translator.apply(delta)
 
     def reject(self, policies: Collection[str], reason: str) -> None:
         """Close what policies select, although they are valid."""

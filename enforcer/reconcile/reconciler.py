@@ -222,9 +222,9 @@ class Reconciler:
         self._recovery.run(self._transact)
         if self._recovery.failure is not None:
             return
-        if self.desired.changed_policies:
+        if self.desired.changed_policies - self.desired.policies.keys():
             self.denials.keep(self.desired.policies)
-            self.desired.changed_policies.clear()
+        self.desired.changed_policies.clear()
         if (rejections := self.desired.take_rejections()) is not None:
             self._followers.rejections(rejections)
         self._events.committed()

@@ -16,7 +16,7 @@ from enforcer.reconcile.reconciler import NotReadyError, Reconciler
 from enforcer.reconcile.settings import Settings
 from enforcer.reconcile.state import Followers
 from enforcer.ruleset.objects import Counter
-from enforcer.ruleset.plan import Step
+from enforcer.ruleset.plan import Purpose, Step
 from enforcer.ruleset.ruleset import Ruleset
 from tests.api.processes import wait_until
 
@@ -244,6 +244,46 @@ def test_a_policy_that_is_refused_only_when_a_pod_comes_closes_that_pod_and_hold
     wait_until(lambda: rejected(loop) == {"bad"}, "the others are in force", seconds=20)
     assert tables.holds("policy/x/last/ingress/")
     assert tables.holds("closed/ingress/y/bad/")
+
+
+@pytest.mark.parametrize("purpose", [p for p in Purpose if p is not Purpose.EPOCH])
+def test_whichever_step_is_refused_no_pod_of_another_policy_is_ever_closed(purpose: Purpose) -> None:
+    class Watched(Tables):
+        """Refuses one kind of step while ``refusing``, and notes whether y/q was ever sent to a closed chain."""
+
+        refusing = False
+        innocent_closed = False
+        refusals = 0
+
+        def commit(self, step: Step) -> None:
+            if self.refusing and step.purpose is purpose:
+                self.refusals += 1
+                raise NftError("no")
+            super().commit(step)
+            self.innocent_closed |= self.holds("closed/ingress/y/g")
+
+    tables = Watched()
+    loop = Reconciler(tables, Settings("here"), Silent(), stamps=NO_STAMPS)
+    loop.start()
+    isolating = NetworkPolicy("y", "g", rules={Direction.INGRESS: ()})
+    try:
+        loop.changes([Change(Pod, "y/q", Pod("y", "q", addresses=(parse_address("10.0.0.9"),)))])
+        loop.changes([Change(NetworkPolicy, "y/g", isolating)])
+        loop.synced()
+        assert loop.barrier(5)
+        tables.refusing = True
+        loop.changes([Change(Pod, "x/p", Pod("x", "p", addresses=(parse_address("10.0.0.1"),))), policy("a")])
+        loop.barrier(1)
+        loop.changes([Change(NetworkPolicy, "x/a", None)])
+        loop.barrier(1)
+        tables.refusing = False
+        loop.changes([policy("b")])
+        assert loop.barrier(15)
+        assert tables.holds("policy/x/b/ingress/")
+        assert not tables.holds("policy/x/a/ingress/")
+        assert not tables.innocent_closed
+    finally:
+        loop.stop()
 
 
 def test_a_refusal_while_suspects_are_tried_again_does_not_forget_them(loop: Reconciler, tables: Tables) -> None:
