@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -107,7 +107,7 @@ class IPRoute:
     def add_address(self, address: Address, index: int) -> None:
         """Give a link a host address that is usable at once; nothing if it has it."""
         flags = IFA_F_NOPREFIXROUTE | (IFA_F_NODAD if family_of(address) is Family.V6 else 0)
-        with _exists_already():
+        with _tolerating(errno.EEXIST):
             self._run(f"add address {format_address(address)}", self._ip.addr, "add", IFA_FLAGS=flags,
                  **_host(address, index))  # fmt: skip
 
@@ -117,7 +117,7 @@ class IPRoute:
 
     def add_unreachable(self, network: Network, protocol: int) -> None:
         """Make a network unreachable where no narrower route leads; nothing if another has made a route to it."""
-        with _exists_already():
+        with _tolerating(errno.EEXIST):
             self._run(f"add route of {network}", self._ip.route, "add", **_unreachable(network, protocol))
 
     def remove_unreachable(self, network: Network, protocol: int) -> None:
@@ -128,8 +128,12 @@ class IPRoute:
         """Remove all routes that carry a protocol number; how many there were."""
         removed = 0
         for family in (socket.AF_INET, socket.AF_INET6):
-            removed += len(list(self._run("list routes", self._ip.get_routes, family=family, proto=protocol)))
-            self._run("remove routes", self._ip.flush_routes, family=family, proto=protocol)
+            for route in self._run("list routes", self._ip.get_routes, family=family, proto=protocol):
+                network = f"{route.get('dst')}/{route['dst_len']}"
+                with _tolerating(errno.ESRCH):
+                    self._run(f"remove route of {network}", self._ip.route, "del", family=family, dst=network,
+                              table=route.get("table"), scope=route["scope"], proto=protocol)  # fmt: skip
+                removed += 1
         return removed
 
     def _run(self, step: str, request: Callable[..., Any], *arguments: object, **named: object) -> Any:
@@ -145,11 +149,11 @@ def has_ipv6(mtu: int) -> bool:
 
 
 @contextlib.contextmanager
-def _exists_already() -> Any:
+def _tolerating(number: int) -> Iterator[None]:
     try:
         yield
     except NetlinkError as error:
-        if error.errno != errno.EEXIST:
+        if error.errno != number:
             raise
 
 

@@ -2,7 +2,8 @@
 
 Nothing is learned and nothing flooded: a link has no default destination and does not learn, each other node is one
 permanent forwarding entry, and each of its pod networks has its first address as a permanent neighbour, which is the
-gateway of the route to it. All that is on our links is ours, so what is not wanted there is removed.
+gateway of the route to it. Permanent entries and host addresses on our links are ours, so those that are not wanted are
+removed.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from enforcer.cli import common, offline
 from enforcer.control.explain import Evidence, QuestionError
 from enforcer.control.explain import explain as explain_flow
 from enforcer.control.messages import (
+    MAX_WAIT_SECONDS,
     Flow,
     PodRow,
     PodsQuestion,
@@ -26,7 +27,9 @@ from enforcer.ruleset.evaluate import RulesetView
 
 @click.command()
 @common.run_dir
-@click.option("--wait", type=click.FloatRange(min=0), default=0.0, help="Seconds to wait until it is in sync.")
+@click.option(
+    "--wait", type=click.FloatRange(0, MAX_WAIT_SECONDS), default=0.0, help="Seconds to wait until it is in sync."
+)
 @common.output
 def status(run_dir: Path, wait: float, output: str) -> None:
     """Say whether the kernel holds all that the source holds. Exit 0 if so, else 1."""

@@ -5,17 +5,21 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from enforcer.model.changes import Rejection
 from enforcer.model.sources import SourceStatus
 from enforcer.reconcile.state import Stamps
 
+MAX_WAIT_SECONDS = 86_400
+
 
 class StatusQuestion(msgspec.Struct, frozen=True, tag_field="operation", tag="status"):
-    """Whether the kernel holds all that the source holds; ``wait`` is in seconds."""
+    """Whether the kernel holds all that the source holds; ``wait`` is in seconds, for a day at most."""
 
-    wait: float = 0.0
+    wait: Annotated[float, msgspec.Meta(ge=0, le=MAX_WAIT_SECONDS)] = 0.0
 
 
 class PodsQuestion(msgspec.Struct, frozen=True, tag_field="operation", tag="pods"):

@@ -53,6 +53,30 @@ def test_what_was_made_is_found_and_made_again_without_an_error(node: str) -> No
         assert ip.find("t0") is None
 
 
+def test_all_routes_of_a_protocol_go_and_no_others(node: str) -> None:
+    def run(command: str) -> str:
+        return subprocess.run(command.split(), capture_output=True, text=True, check=True).stdout
+
+    with IPRoute() as ip:
+        index = ip.add_link("b0", "bridge", mac=bytes.fromhex("0a0000000001"), mtu=1500)
+        ip.raise_link("b0", index, 1500)
+        for command in (
+            "ip addr add 192.0.2.1/24 dev b0",
+            "ip -6 addr add fd01::1/64 dev b0 nodad",
+            "ip route add unreachable 10.0.0.0/24 proto 84",
+            "ip route add 10.1.0.0/24 via 192.0.2.9 proto 84",
+            "ip route add 10.2.0.0/24 dev b0 proto 84 table 100",
+            "ip route add 10.3.0.0/24 dev b0 proto 4",
+            "ip -6 route add unreachable fd02::/64 proto 84",
+            "ip -6 route add fd03::/64 via fd01::9 proto 84",
+        ):
+            run(command)
+        assert ip.remove_routes(84) == 5
+        assert ip.remove_routes(84) == 0
+    assert run("ip route show table all proto 84") + run("ip -6 route show table all proto 84") == ""
+    assert "10.3.0.0/24" in run("ip route show proto 4")
+
+
 def test_a_refusal_names_the_step_and_has_the_kernels_number(node: str) -> None:
     with IPRoute() as ip, pytest.raises(NetlinkError, match="remove link gone") as refused:
         ip.remove_link("gone", 4711)

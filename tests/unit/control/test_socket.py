@@ -66,10 +66,22 @@ def test_an_answer_of_another_version_is_said_to_be_one(run_dir: Path) -> None:
         b'{"operation": "reboot"}\n',
         b'{"operation": "explain"}\n',
         b'{"operation": "status", "wait": "long"}\n',
+        b'{"operation": "status", "wait": 1e300}\n',
         b"\xff\xfe\n",
         b"[" * 70_000,
     ],
-    ids=["nothing", "an empty line", "half", "a list", "unknown", "incomplete", "a wrong type", "no text", "too long"],
+    ids=[
+        "nothing",
+        "an empty line",
+        "half",
+        "a list",
+        "unknown",
+        "incomplete",
+        "a wrong type",
+        "too large a number",
+        "no text",
+        "too long",
+    ],
 )
 def test_what_is_no_question_is_answered_with_an_error_and_the_next_question_with_an_answer(
     run_dir: Path, line: bytes
